@@ -1,0 +1,158 @@
+//! What every operation of an engine receives: whom to tell, when to stop, where to put scratch files.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, SharedObserver, Silent};
+use crate::names::SourceName;
+
+/// The context of one operation on one source. Cheap to clone.
+#[derive(Clone)]
+pub struct RunContext {
+    source: SourceName,
+    observer: SharedObserver,
+    cancel: CancellationToken,
+    scratch: Arc<PathBuf>,
+    jobs: usize,
+    warnings: Arc<Mutex<Vec<String>>>,
+}
+
+/// More warnings than this are counted, not kept (a tree of a million unreadable files must not fill the manifest).
+pub const MAX_WARNINGS: usize = 100;
+
+impl RunContext {
+    /// A context for `source` that reports to nobody and uses the system's folder for temporary files.
+    #[must_use]
+    pub fn new(source: SourceName) -> Self {
+        Self {
+            source,
+            observer: Arc::new(Silent),
+            cancel: CancellationToken::new(),
+            scratch: Arc::new(std::env::temp_dir()),
+            jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            warnings: Arc::default(),
+        }
+    }
+
+    /// Reports to `observer`.
+    #[must_use]
+    pub fn observed_by(mut self, observer: SharedObserver) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Stops when `cancel` is cancelled.
+    #[must_use]
+    pub fn cancelled_by(mut self, cancel: CancellationToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Puts temporary files into `folder`.
+    #[must_use]
+    pub fn scratch_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.scratch = Arc::new(folder.into());
+        self
+    }
+
+    /// Uses up to `jobs` workers.
+    #[must_use]
+    pub fn with_jobs(mut self, jobs: usize) -> Self {
+        self.jobs = jobs.max(1);
+        self
+    }
+
+    /// The source that this is about.
+    #[must_use]
+    pub fn source(&self) -> &SourceName {
+        &self.source
+    }
+
+    /// How many workers the operation may use.
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        self.jobs
+    }
+
+    /// The folder for temporary files. Remove what you put there.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// The token that is cancelled when the operation shall stop.
+    #[must_use]
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Fails when the operation shall stop. Call it in every loop.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Interrupted`].
+    pub fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(interrupted()) } else { Ok(()) }
+    }
+
+    /// Runs `work` until it ends or the operation shall stop; then `work` is dropped.
+    ///
+    /// # Errors
+    /// Those of `work`, and [`ErrorKind::Interrupted`].
+    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(interrupted()),
+            result = work => result,
+        }
+    }
+
+    /// Reports an event.
+    pub fn report(&self, event: &Event) {
+        self.observer.event(event);
+    }
+
+    /// Reports progress since the last call.
+    pub fn progress(&self, bytes: u64, items: u64) {
+        self.report(&Event::Progress { source: self.source.clone(), bytes, items });
+    }
+
+    /// Says what is being done now.
+    pub fn step(&self, what: impl Into<String>) {
+        self.report(&Event::Step { source: self.source.clone(), what: what.into() });
+    }
+
+    /// Tells the operator something that did not stop the work; it also goes into the manifest.
+    pub fn warn(&self, message: impl Into<String>) {
+        let message = message.into();
+        self.report(&Event::Warned { source: self.source.clone(), message: message.clone() });
+        if let Ok(mut warnings) = self.warnings.lock() {
+            if warnings.len() < MAX_WARNINGS {
+                warnings.push(message);
+            } else if warnings.len() == MAX_WARNINGS {
+                warnings.push(format!("more than {MAX_WARNINGS} warnings; the rest were only shown"));
+            }
+        }
+    }
+
+    /// The warnings so far.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().map(|warnings| warnings.clone()).unwrap_or_default()
+    }
+}
+
+/// The error that cancelled work ends with.
+#[must_use]
+pub fn interrupted() -> Error {
+    Error::new(ErrorKind::Interrupted, "interrupted; nothing was committed")
+}
+
+impl fmt::Debug for RunContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunContext").field("source", &self.source).field("jobs", &self.jobs).finish_non_exhaustive()
+    }
+}

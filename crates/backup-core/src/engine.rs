@@ -1,0 +1,271 @@
+//! Engines: the contracts that a crate implements to teach Stackward one kind of system, and how it registers.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::context::RunContext;
+use crate::error::Result;
+use crate::host::Host;
+use crate::manifest::{Fingerprint, ServerRecord};
+use crate::names::{ArtifactName, SnapshotId, SourceName};
+use crate::plan::Node;
+use crate::position::Position;
+use crate::reader::BackupReader;
+use crate::writer::BackupWriter;
+
+/// Saves one source.
+///
+/// An implementation MUST
+/// - seal every artifact with evidence, or fail: returning `Ok` with an unsealed artifact is a failure all the same;
+/// - stop soon after `cx` is cancelled, leaving no process, temporary file or changed setting behind;
+/// - keep its memory independent of the size of the data;
+/// - keep secrets out of errors, events, the summary and argument lists.
+#[async_trait]
+pub trait Source: Debug + Send + Sync {
+    /// Looks whether a backup would work, and changes nothing: reachable, allowed, versions, size.
+    ///
+    /// # Errors
+    /// The first thing that would make the backup fail, with the remedy.
+    async fn preflight(&self, cx: &RunContext) -> Result<Preflight>;
+
+    /// Saves everything into `out`.
+    ///
+    /// # Errors
+    /// Whatever kept it from being whole. A partial success is an error.
+    async fn backup(&self, cx: &RunContext, out: &BackupWriter) -> Result<SourceSummary>;
+}
+
+/// Puts one source back.
+#[async_trait]
+pub trait Restorer: Debug + Send + Sync {
+    /// Decides what a restore would do, and changes nothing. Everything that can be known to fail, fails here.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](crate::ErrorKind::AlreadyExists) for a target that is not empty, unless told to overwrite it;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for versions that do not fit.
+    async fn plan_restore(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan>;
+
+    /// Carries the plan out.
+    ///
+    /// # Errors
+    /// The first failure; the report of a restore that went half-way is not a success.
+    async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport>;
+}
+
+/// Checks what was saved, as far as that is possible without restoring it.
+#[async_trait]
+pub trait Verifier: Debug + Send + Sync {
+    /// Reads the artifacts and looks whether their structure is whole.
+    ///
+    /// # Errors
+    /// Only when it could not check. Damage is a finding.
+    async fn verify(&self, cx: &RunContext, from: &BackupReader) -> Result<VerifyReport>;
+}
+
+/// Proves a backup: restores it into a scratch place, asks it questions, and measures how long it took.
+#[async_trait]
+pub trait Driller: Debug + Send + Sync {
+    /// Restores below `cx.scratch()`, asks, cleans up. Touches neither the live system nor the network.
+    ///
+    /// # Errors
+    /// Only when the drill could not be run. Wrong answers are findings.
+    async fn drill(&self, cx: &RunContext, from: &BackupReader) -> Result<DrillReport>;
+}
+
+/// Follows a continuous log.
+#[async_trait]
+pub trait Follower: Debug + Send + Sync {
+    /// Archives the log from a position on (`None`: from where the archive ends), until `cx` is cancelled.
+    ///
+    /// # Errors
+    /// A gap, above all; also a server that stays away.
+    async fn follow(&self, cx: &RunContext, from: Option<Position>) -> Result<()>;
+}
+
+/// What a preflight learned.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Preflight {
+    /// The server, in a few words: `PostgreSQL 15.18 on /run/postgresql`.
+    pub description: String,
+    /// The plain size to expect, in bytes.
+    pub expected_bytes: Option<u64>,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// What a source tells of itself for the manifest, besides its artifacts.
+#[derive(Debug, Clone, Default)]
+pub struct SourceSummary {
+    /// See [`SourceRecord::mode`](crate::manifest::SourceRecord::mode).
+    pub mode: Option<String>,
+    /// The server that was saved.
+    pub server: Option<ServerRecord>,
+    /// Where in the server's log the artifacts are consistent.
+    pub position: Option<Position>,
+    /// Counts that a drill compares.
+    pub fingerprint: Fingerprint,
+    /// What a restore must know besides.
+    pub details: BTreeMap<String, serde_json::Value>,
+}
+
+/// Where and how to restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreTarget {
+    /// Where to.
+    pub place: Place,
+    /// What to do with what stands there.
+    pub existing: Existing,
+    /// Only these items, in the engine's terms: paths, databases. Empty: everything.
+    pub select: Vec<String>,
+    /// Under this name instead of its own, for engines that can: a database.
+    pub rename: Option<String>,
+}
+
+impl Default for RestoreTarget {
+    fn default() -> Self {
+        Self { place: Place::Original, existing: Existing::Refuse, select: Vec::new(), rename: None }
+    }
+}
+
+/// Where to restore to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Where it came from, as the plan says now.
+    Original,
+    /// Below this folder. Engines of servers write what they can as files, or refuse.
+    Folder(PathBuf),
+}
+
+/// What to do with a target that is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse before the first write.
+    Refuse,
+    /// Replace what the restore brings, as told by `--force`.
+    Replace,
+}
+
+/// What a restore would do.
+#[derive(Debug, Clone)]
+pub struct RestorePlan {
+    /// The steps in readable form, for `--dry-run`.
+    pub steps: Vec<String>,
+    /// The plain bytes that will be read.
+    pub bytes: u64,
+    /// The target that it was made for.
+    pub target: RestoreTarget,
+    /// What the operator should know before saying yes.
+    pub warnings: Vec<String>,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RestoreReport {
+    /// Where it went: paths, databases.
+    pub restored: Vec<String>,
+    /// Plain bytes written.
+    pub bytes: u64,
+    /// Items (files, rows, keys) written.
+    pub items: u64,
+    /// What could not be put back exactly (an owner, without root).
+    pub warnings: Vec<String>,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct VerifyReport {
+    /// What was checked, in a few words each.
+    pub checked: Vec<String>,
+    /// What is wrong. Empty means whole.
+    pub findings: Vec<Finding>,
+}
+
+/// Something wrong with an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The source.
+    pub source: SourceName,
+    /// The artifact.
+    pub artifact: ArtifactName,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// What a drill measured.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct DrillReport {
+    /// How long the restore took, until the system could be asked.
+    pub restore_time: Duration,
+    /// How long the questions took.
+    pub check_time: Duration,
+    /// Plain bytes restored.
+    pub bytes: u64,
+    /// Items (files, rows, keys) that were compared.
+    pub items: u64,
+    /// What was asked, in a few words each.
+    pub checked: Vec<String>,
+    /// The wrong answers. Empty means proven.
+    pub findings: Vec<String>,
+}
+
+/// One configured engine: everything that it can do for one source.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// Saves.
+    pub source: Arc<dyn Source>,
+    /// Puts back.
+    pub restorer: Arc<dyn Restorer>,
+    /// Checks.
+    pub verifier: Arc<dyn Verifier>,
+    /// Proves.
+    pub driller: Arc<dyn Driller>,
+    /// Follows a log, when the engine can.
+    pub follower: Option<Arc<dyn Follower>>,
+}
+
+/// What an engine receives when it is built. Building is pure: it runs nothing and connects to nothing.
+#[derive(Debug, Clone)]
+pub struct EngineSetup<'a> {
+    /// The source's name.
+    pub name: &'a SourceName,
+    /// The engine's part of the plan; parse it with [`Node::parse`].
+    pub config: &'a Node,
+    /// The folder that relative paths of the plan start from.
+    pub folder: &'a std::path::Path,
+    /// Where the source's processes run.
+    pub host: Arc<dyn Host>,
+}
+
+/// How an engine registers: a constant of this type in the list of the command line.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineDescriptor {
+    /// The key under a source's name in the plan: `postgres`.
+    pub name: &'static str,
+    /// One line for people.
+    pub summary: &'static str,
+    /// Parses the configuration and builds the engine.
+    pub build: fn(&EngineSetup<'_>) -> Result<Engine>,
+    /// The JSON Schema of the configuration.
+    pub schema: fn() -> schemars::Schema,
+    /// Looks on this machine for what could be backed up: fragments of a plan for `stackward init`.
+    pub discover: fn() -> Vec<Discovered>,
+}
+
+/// Something on this machine that could be backed up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovered {
+    /// A name for the source.
+    pub name: String,
+    /// Why it is proposed: `a PostgreSQL server listens on /run/postgresql`.
+    pub because: String,
+    /// The engine's part of the plan, as YAML without indentation.
+    pub yaml: String,
+}

@@ -1,0 +1,29 @@
+//! The contracts of Stackward: what a backup is made of, who may say that it is complete, and how it is described.
+//!
+//! Read [`engine`] for what an engine implements, [`sink`] for what a store implements, and [`run`] for the one
+//! place that commits. This crate talks to no service: it knows processes ([`host`]), plans and manifests.
+
+pub mod context;
+pub mod engine;
+pub mod error;
+pub mod event;
+pub mod evidence;
+pub mod host;
+pub mod manifest;
+pub mod names;
+pub mod plan;
+pub mod position;
+pub mod reader;
+pub mod run;
+pub mod secret;
+pub mod sink;
+pub mod tree;
+pub mod writer;
+
+pub use context::RunContext;
+pub use error::{Error, ErrorKind, Result, Retry};
+pub use event::{Event, Observer};
+pub use evidence::{CleanExit, Evidence};
+pub use names::{ArtifactName, PlanName, SnapshotId, SourceName};
+pub use reader::BackupReader;
+pub use writer::BackupWriter;
