@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backup_core::sink::Sink;
 use backup_testkit::MemorySink;
 
+#[expect(clippy::unused_async, reason = "other sinks need a runtime to be made")]
 async fn make() -> (Arc<dyn Sink>, ()) {
     (Arc::new(MemorySink::default()), ())
 }

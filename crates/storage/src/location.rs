@@ -56,5 +56,5 @@ fn local(path: &Path, missing: Missing) -> Result<Location> {
     };
     let store = LocalFileSystem::new_with_prefix(&root)
         .map_err(|source| Error::new(ErrorKind::Io, format!("cannot open {}", root.display())).caused_by(source))?;
-    Ok(Location { store: Arc::new(store.with_fsync(true)), describe })
+    Ok(Location { store: Arc::new(store.with_fsync(true).with_automatic_cleanup(true)), describe })
 }

@@ -45,6 +45,7 @@ use content::ContentList;
 pub use create::{Created, RepositoryOptions};
 use crypto::Key;
 use index::SharedIndex;
+use load::IndexLoader;
 use read::{ChunkReader, ContentReader, ListingReader, Sessions};
 use snapshot::SnapshotObject;
 use store::Store;
@@ -65,7 +66,7 @@ pub struct Repository {
     id_key: Key,
     writer: Option<Arc<WriterKey>>,
     index: SharedIndex,
-    loaded: Arc<Mutex<load::Loaded>>,
+    loader: Arc<IndexLoader>,
     sessions: Arc<Sessions>,
     chunks: Arc<ChunkReader>,
     unlocked: Arc<crate::keys::Unlocked>,
@@ -150,8 +151,8 @@ impl Sink for Repository {
     }
 
     async fn begin(&self, header: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>> {
-        self.refresh_index().await?;
-        self.forget_lost_packs().await?;
+        self.loader.refresh().await?;
+        self.loader.forget_lost_packs().await?;
         Ok(Arc::new(RepositoryWriter::begin(self, &header).await?))
     }
 
@@ -174,7 +175,7 @@ impl Sink for Repository {
 
     async fn open(&self, id: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
         let manifest = self.manifest(id).await?;
-        self.refresh_index().await?;
+        self.loader.refresh().await?;
         Ok(Arc::new(RepositoryReader { manifest, chunks: Arc::clone(&self.chunks) }))
     }
 

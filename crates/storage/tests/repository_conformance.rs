@@ -1,5 +1,7 @@
 //! Repositories keep the contract of sinks: encrypted on disk, open in memory.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 
 use backup_core::plan::EncryptionConfig;

@@ -14,6 +14,7 @@ use futures::{StreamExt, stream};
 use object_store::path::Path;
 
 use super::content::{ChunkId, ContentList, Extent};
+use super::crypto::SessionId;
 use super::layout::{self, ObjectHash};
 use super::load::PARALLEL;
 use super::read::{ExtentWalker, ListingReader};
@@ -28,9 +29,15 @@ pub(super) async fn check(
     depth: CheckDepth,
     of: &[SnapshotId],
 ) -> Result<CheckReport> {
-    repository.refresh_index().await?;
-    let mut checker =
-        Checker { repository, cx, report: CheckReport::default(), bad: HashMap::new(), hurts: BTreeMap::new() };
+    repository.loader.refresh().await?;
+    let mut checker = Checker {
+        repository,
+        cx,
+        report: CheckReport::default(),
+        bad: HashMap::new(),
+        lost_sessions: BTreeMap::new(),
+        hurts: BTreeMap::new(),
+    };
     checker.check_objects(depth).await?;
     for id in of {
         cx.check_cancelled()?;
@@ -39,12 +46,21 @@ pub(super) async fn check(
     Ok(checker.finish(of))
 }
 
+/// An object and what is wrong with it.
+#[derive(Debug, Clone)]
+struct Blame {
+    object: String,
+    problem: String,
+}
+
 struct Checker<'a> {
     repository: &'a Repository,
     cx: &'a RunContext,
     report: CheckReport,
-    /// Packs that cannot be trusted, and why.
-    bad: HashMap<ObjectHash, String>,
+    /// Packs that cannot be used: the object that is to blame, and why.
+    bad: HashMap<ObjectHash, Blame>,
+    /// Sessions whose wrapped keys cannot be used.
+    lost_sessions: BTreeMap<SessionId, Blame>,
     /// What each damaged object hurts. Objects that are not packs are named by their path.
     hurts: BTreeMap<String, (String, BTreeSet<Hurt>)>,
 }
@@ -52,23 +68,24 @@ struct Checker<'a> {
 impl Checker<'_> {
     /// Compares what lies in the store with what the index says, and at depth `Data` with the objects' names.
     async fn check_objects(&mut self, depth: CheckDepth) -> Result<()> {
-        for (path, why) in &self.repository.loaded.lock().await.damaged {
+        for (path, why) in &self.repository.loader.damaged().await {
             self.hurts.insert(
                 path.to_string(),
                 (format!("{why}; its packs were indexed anew from their own tables"), BTreeSet::new()),
             );
         }
+        self.check_repository_key().await?;
         let listed = self.repository.store.list(layout::PACKS).await?;
         let present: HashMap<ObjectHash, u64> =
             listed.iter().filter_map(|(path, size)| Some((layout::hash_in(path)?, *size))).collect();
+        self.check_session_keys().await?;
         for pack in index::read(&self.repository.index).packs() {
-            match present.get(&pack.hash) {
-                None => drop(self.bad.insert(pack.hash, "it is missing".to_owned())),
-                Some(size) if *size != pack.size => {
-                    drop(self.bad.insert(pack.hash, format!("it has {size} bytes where {} were written", pack.size)));
-                }
-                Some(_) => {}
-            }
+            let problem = match present.get(&pack.hash) {
+                None => "it is missing".to_owned(),
+                Some(size) if *size != pack.size => format!("it has {size} bytes where {} were written", pack.size),
+                Some(_) => continue,
+            };
+            self.bad.insert(pack.hash, Blame { object: layout::pack(&pack.hash).to_string(), problem });
         }
         self.report.objects += present.len() as u64;
         let unknown = present.keys().filter(|hash| !index::read(&self.repository.index).knows_pack(hash)).count();
@@ -108,7 +125,9 @@ impl Checker<'_> {
                 Err(error) => return Err(error),
             };
             match layout::hash_in(&path) {
-                Some(hash) if path.as_ref().starts_with(layout::PACKS) => drop(self.bad.entry(hash).or_insert(problem)),
+                Some(hash) if path.as_ref().starts_with(layout::PACKS) => {
+                    self.bad.entry(hash).or_insert(Blame { object: path.to_string(), problem });
+                }
                 _ => drop(self.hurts.entry(path.to_string()).or_insert((problem, BTreeSet::new()))),
             }
         }
@@ -130,6 +149,11 @@ impl Checker<'_> {
             }
             Err(error) => return Err(error),
         };
+        if let Some(blame) = self.lost_sessions.get(&object.summary.session()?).cloned() {
+            let hurt = Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() };
+            self.hurt(blame.object, blame.problem, hurt);
+            return Ok(());
+        }
         let manifest = match self.repository.open_manifest(&object).await {
             Ok(manifest) => manifest,
             Err(error) if error.kind() == ErrorKind::Damaged => {
@@ -142,7 +166,6 @@ impl Checker<'_> {
             }
             Err(error) => return Err(error),
         };
-        self.check_session_key(&object, id).await?;
         for source in &manifest.sources {
             for artifact in &source.artifacts {
                 self.cx.check_cancelled()?;
@@ -152,32 +175,51 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Without the session's key object, contents that this run stored are lost for good.
-    async fn check_session_key(&mut self, object: &super::SnapshotObject, id: &SnapshotId) -> Result<()> {
+    /// Without a session's key object, the contents that its run stored are lost for good, whoever refers to them.
+    async fn check_session_keys(&mut self) -> Result<()> {
         if !self.repository.is_encrypted() {
             return Ok(());
         }
-        let path = layout::session_keys(object.summary.session()?);
-        let problem = match self.repository.store.get(&path).await {
-            Ok(wrapped) if wrapped.starts_with(b"age-encryption.org/v1\n") => {
-                if !self.repository.sessions.can_read() {
-                    return Ok(());
-                }
-                match crate::keys::unwrap(&self.repository.unlocked, &wrapped) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => error.chain(),
-                }
+        let packs: Vec<_> = index::read(&self.repository.index).packs().to_vec();
+        let sessions: BTreeSet<SessionId> = packs.iter().map(|pack| pack.session).collect();
+        for session in sessions {
+            self.cx.check_cancelled()?;
+            let path = layout::session_keys(session);
+            let Some(problem) = self.key_problem(&path).await? else { continue };
+            let blame = Blame { object: path.to_string(), problem };
+            for pack in packs.iter().filter(|pack| pack.session == session) {
+                self.bad.insert(pack.hash, blame.clone());
             }
-            Ok(_) => "it is not a wrapped key".to_owned(),
-            Err(error) if error.kind() == ErrorKind::NotFound => "it is missing".to_owned(),
-            Err(error) => return Err(error),
-        };
-        self.hurt(
-            path.to_string(),
-            problem,
-            Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() },
-        );
+            self.lost_sessions.insert(session, blame);
+        }
         Ok(())
+    }
+
+    /// Without the repository's key object nobody but this machine can open the index.
+    async fn check_repository_key(&mut self) -> Result<()> {
+        if !self.repository.is_encrypted() {
+            return Ok(());
+        }
+        let path = layout::repository_keys(&self.repository.id);
+        if let Some(problem) = self.key_problem(&path).await? {
+            self.hurts.insert(path.to_string(), (problem, BTreeSet::new()));
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a wrapped key. Without a private key only its presence and its form can be judged.
+    async fn key_problem(&self, path: &Path) -> Result<Option<String>> {
+        match self.repository.store.get(path).await {
+            Ok(wrapped) if !wrapped.starts_with(b"age-encryption.org/v1\n") => {
+                Ok(Some("it is not a wrapped key".to_owned()))
+            }
+            Ok(_) if !self.repository.sessions.can_read() => Ok(None),
+            Ok(wrapped) => {
+                Ok(crate::keys::unwrap(&self.repository.unlocked, &wrapped).err().map(|error| error.chain()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some("it is missing".to_owned())),
+            Err(error) => Err(error),
+        }
     }
 
     async fn check_artifact(
@@ -249,7 +291,7 @@ impl Checker<'_> {
             None => (layout::INDEX.to_owned(), "no index object lists a chunk that is needed".to_owned()),
             Some(hash) => match self.bad.get(&hash) {
                 None => return false,
-                Some(problem) => (layout::pack(&hash).to_string(), problem.clone()),
+                Some(blame) => (blame.object.clone(), blame.problem.clone()),
             },
         };
         self.hurt(object, problem, hurt.clone());
@@ -261,9 +303,8 @@ impl Checker<'_> {
     }
 
     fn finish(mut self, of: &[SnapshotId]) -> CheckReport {
-        for (hash, problem) in std::mem::take(&mut self.bad) {
-            let object = layout::pack(&hash).to_string();
-            self.hurts.entry(object).or_insert_with(|| (problem, BTreeSet::new()));
+        for blame in std::mem::take(&mut self.bad).into_values() {
+            self.hurts.entry(blame.object).or_insert_with(|| (blame.problem, BTreeSet::new()));
         }
         for (object, (problem, hurts)) in self.hurts {
             self.report.damage.push(Damage { object, problem, hurts: merge(hurts) });

@@ -18,6 +18,7 @@ use super::config::{Config, FORMAT_VERSION, RecipientInfo, RepositoryKeys, Write
 use super::crypto::random;
 use super::index::Index;
 use super::layout;
+use super::load::IndexLoader;
 use super::read::{ChunkReader, KeySource, Sessions};
 use super::store::Store;
 use crate::keys::{self, Unlock, Unlocked};
@@ -64,6 +65,7 @@ impl Repository {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
+        check_recipients(options)?;
         check_free(&store).await?;
         let conditional_put = probe(&store).await?;
         let id = hex::encode(random::<16>()?);
@@ -131,9 +133,15 @@ impl Repository {
             KeySource::Open
         };
         let index = Arc::new(RwLock::new(Index::default()));
+        let loader = Arc::new(IndexLoader::new(store.clone(), Arc::clone(&index), keys.index_key.clone()));
         let sessions = Arc::new(Sessions::new(store.clone(), source));
-        let chunks =
-            Arc::new(ChunkReader::new(store.clone(), Arc::clone(&index), Arc::clone(&sessions), keys.id_key.clone()));
+        let chunks = Arc::new(ChunkReader::new(
+            store.clone(),
+            Arc::clone(&index),
+            Arc::clone(&loader),
+            Arc::clone(&sessions),
+            keys.id_key.clone(),
+        ));
         Ok(Self {
             encryption: config.encryption,
             id: config.repository_id.clone(),
@@ -146,7 +154,7 @@ impl Repository {
             id_key: keys.id_key,
             writer: writer.map(Arc::new),
             index,
-            loaded: Arc::default(),
+            loader,
             sessions,
             chunks,
             unlocked: Arc::new(unlocked),
@@ -186,6 +194,18 @@ async fn check_free(store: &Store) -> Result<()> {
         ))
 }
 
+/// Looks, before anything is written, whether somebody could read what will be stored.
+fn check_recipients(options: &RepositoryOptions) -> Result<()> {
+    options.recipients.iter().try_for_each(|recipient| keys::check_recipient(recipient))?;
+    let nobody = options.recipients.is_empty() && options.passphrase.is_none();
+    if options.encryption == EncryptionConfig::None || !nobody {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Plan, "the repository would be encrypted to nobody").hint(
+        "name a public key in `repository.recipients` (`stackward key generate` makes a pair), or a `passphrase`",
+    ))
+}
+
 struct CreatedKeys {
     keys: RepositoryKeys,
     recipients: Vec<RecipientInfo>,
@@ -198,7 +218,6 @@ async fn create_keys(store: &Store, options: &RepositoryOptions, id: &str) -> Re
     let now = Timestamp::now();
     let mut recipients = Vec::new();
     for recipient in &options.recipients {
-        keys::check_recipient(recipient)?;
         recipients.push(RecipientInfo { recipient: recipient.clone(), added: now, passphrase: false });
     }
     if let Some(passphrase) = &options.passphrase {
@@ -211,11 +230,6 @@ async fn create_keys(store: &Store, options: &RepositoryOptions, id: &str) -> Re
             .map_err(|source| Error::new(ErrorKind::Internal, "the key derivation failed").caused_by(source))??;
         store.create(&layout::passphrase_identity(id), wrapped.into()).await?;
         recipients.push(RecipientInfo { recipient: pair.recipient, added: now, passphrase: true });
-    }
-    if recipients.is_empty() {
-        return Err(Error::new(ErrorKind::Plan, "the repository would be encrypted to nobody").hint(
-            "name a public key in `repository.recipients` (`stackward key generate` makes a pair), or a `passphrase`",
-        ));
     }
     let keys = RepositoryKeys::generate()?;
     let to: Vec<String> = recipients.iter().map(|info| info.recipient.clone()).collect();

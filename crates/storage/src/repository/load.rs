@@ -3,30 +3,57 @@
 //! Invariant: a damaged index object never hides a chunk for good: packs carry their own tables of contents.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
+use tokio::sync::{Mutex, OnceCell};
 
+use super::crypto::Key;
+use super::index::{self, SharedIndex};
 use super::layout::{self, ObjectHash};
 use super::pack::{self, FOOTER_BYTES, HEADER_BYTES, PackInfo};
-use super::{Repository, index};
+use super::store::Store;
 
 /// Requests at the same time.
 pub(super) const PARALLEL: usize = 8;
 
 /// Which index objects were read.
 #[derive(Debug, Default)]
-pub(super) struct Loaded {
+struct Loaded {
     seen: BTreeSet<Path>,
     /// Index objects that could not be used, and why.
-    pub(super) damaged: Vec<(Path, String)>,
+    damaged: Vec<(Path, String)>,
 }
 
-impl Repository {
+/// Fills the index of an open repository.
+pub(super) struct IndexLoader {
+    store: Store,
+    index: SharedIndex,
+    index_key: Key,
+    loaded: Mutex<Loaded>,
+    mended: OnceCell<()>,
+}
+
+impl IndexLoader {
+    pub(super) fn new(store: Store, index: SharedIndex, index_key: Key) -> Self {
+        Self { store, index, index_key, loaded: Mutex::default(), mended: OnceCell::new() }
+    }
+
+    /// Index objects that could not be used, and why.
+    pub(super) async fn damaged(&self) -> Vec<(Path, String)> {
+        self.loaded.lock().await.damaged.clone()
+    }
+
+    /// Looks, once, for chunks that no index object lists: an index object may have been lost without a trace.
+    pub(super) async fn mend(&self) -> Result<()> {
+        self.mended.get_or_try_init(|| self.index_unlisted_packs()).await.copied()
+    }
+
     /// Reads the index objects that appeared since the last call.
-    pub(super) async fn refresh_index(&self) -> Result<()> {
+    pub(super) async fn refresh(&self) -> Result<()> {
         let mut loaded = self.loaded.lock().await;
         let listed = self.store.list(layout::INDEX).await?;
         let fresh: Vec<Path> =
@@ -42,7 +69,9 @@ impl Repository {
             match object.and_then(|object| index::decode(&self.index_key, &object)) {
                 Ok(packs) => {
                     let mut index = index::write(&self.index);
-                    packs.iter().for_each(|pack| index.add(pack));
+                    for pack in &packs {
+                        index.add(pack);
+                    }
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
                     damaged = true;
@@ -53,7 +82,8 @@ impl Repository {
             loaded.seen.insert(path);
         }
         drop(objects);
-        if damaged { self.index_unlisted_packs().await } else { Ok(()) }
+        drop(loaded);
+        if damaged { self.mend().await } else { Ok(()) }
     }
 
     /// Forgets packs that were lost, so that the run that begins stores their content again: this is how damage heals.
@@ -84,7 +114,9 @@ impl Repository {
             .try_collect::<Vec<Option<PackInfo>>>()
             .await?;
         let mut index = index::write(&self.index);
-        contents.iter().flatten().for_each(|pack| index.add(pack));
+        for pack in contents.iter().flatten() {
+            index.add(pack);
+        }
         Ok(())
     }
 
@@ -100,5 +132,11 @@ impl Repository {
         let frames = end - length - HEADER_BYTES as u64;
         let entries = pack::read_contents(&self.index_key, &sealed, frames)?;
         Ok(PackInfo { hash, size, session, class, entries })
+    }
+}
+
+impl fmt::Debug for IndexLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IndexLoader")
     }
 }

@@ -16,7 +16,8 @@ use bytes::Bytes;
 
 use super::content::ChunkId;
 use super::crypto::Key;
-use super::index::{self, Location, SharedIndex};
+use super::index::{self, Location, PackHead, SharedIndex};
+use super::load::IndexLoader;
 use super::pack::Class;
 use super::store::Store;
 use blocks::BlockCache;
@@ -27,6 +28,7 @@ pub(super) use sessions::{KeySource, Sessions, needs_identity, open_keys};
 /// Reads chunks of one repository.
 pub(super) struct ChunkReader {
     index: SharedIndex,
+    loader: Arc<IndexLoader>,
     blocks: BlockCache,
     sessions: Arc<Sessions>,
     id_key: Key,
@@ -37,8 +39,14 @@ thread_local! {
 }
 
 impl ChunkReader {
-    pub(super) fn new(store: Store, index: SharedIndex, sessions: Arc<Sessions>, id_key: Key) -> Self {
-        Self { index, blocks: BlockCache::new(store), sessions, id_key }
+    pub(super) fn new(
+        store: Store,
+        index: SharedIndex,
+        loader: Arc<IndexLoader>,
+        sessions: Arc<Sessions>,
+        id_key: Key,
+    ) -> Self {
+        Self { index, loader, blocks: BlockCache::new(store), sessions, id_key }
     }
 
     /// Where a chunk is, when the repository has it.
@@ -46,12 +54,18 @@ impl ChunkReader {
         index::read(&self.index).get(id)
     }
 
+    fn locate_pack(&self, id: &ChunkId) -> Option<(Location, PackHead)> {
+        let index = index::read(&self.index);
+        index.get(id).map(|location| (location, index.pack(location.pack).clone()))
+    }
+
     /// The plain bytes of a chunk.
     pub(super) async fn chunk(&self, id: ChunkId) -> Result<Bytes> {
-        let located = {
-            let index = index::read(&self.index);
-            index.get(&id).map(|location| (location, index.pack(location.pack).clone()))
-        };
+        let mut located = self.locate_pack(&id);
+        if located.is_none() {
+            self.loader.mend().await?;
+            located = self.locate_pack(&id);
+        }
         let Some((location, pack)) = located else {
             return Err(Error::new(ErrorKind::Damaged, format!("the repository has no chunk {}", hex::encode(id.0)))
                 .hint("`stackward verify --depth manifest` tells what else is hurt"));

@@ -90,14 +90,12 @@ impl RepositoryTree {
     async fn find_earlier(&mut self, entry: &TreeEntry) -> Option<ContentList> {
         let earlier = self.earlier.as_mut()?;
         while earlier.current.as_ref().is_none_or(|(current, _)| current.path < entry.path) {
-            match earlier.reader.next().await {
-                Ok(Some(next)) => earlier.current = Some(next),
-                // An earlier listing that cannot be read costs a full read of the files, nothing else.
-                Ok(None) | Err(_) => {
-                    self.earlier = None;
-                    return None;
-                }
-            }
+            // An earlier listing that cannot be read costs a full read of the files, nothing else.
+            let Ok(Some(next)) = earlier.reader.next().await else {
+                self.earlier = None;
+                return None;
+            };
+            earlier.current = Some(next);
         }
         let (current, content) = earlier.current.as_ref()?;
         if !entry.same_file(current) {
