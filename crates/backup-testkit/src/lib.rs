@@ -2,6 +2,9 @@
 //!
 //! Engines, sinks and hosts run the suites here; the names of the tests are the contract.
 
+pub mod conformance;
+mod disturbed_sink;
 mod memory_sink;
 
+pub use disturbed_sink::{Disturbance, DisturbedSink};
 pub use memory_sink::MemorySink;

@@ -107,7 +107,11 @@ pub(crate) fn resolve_roots(cx: &RunContext, paths: &[PathBuf]) -> Result<Vec<Tr
             if missing { error.hint("correct `paths` in the plan, or remove the source") } else { error }
         })?;
         if path.is_symlink() {
-            cx.warn(format!("`{}` is a symbolic link; what it leads to, `{}`, is saved", path.display(), real.display()));
+            cx.warn(format!(
+                "`{}` is a symbolic link; what it leads to, `{}`, is saved",
+                path.display(),
+                real.display()
+            ));
         }
         roots.push(stored_path(&real)?);
     }
@@ -129,7 +133,12 @@ pub(crate) fn stored_path(real: &Path) -> Result<TreePath> {
 }
 
 /// Saves `paths` into the artifact [`TREE`].
-pub(crate) async fn backup(cx: &RunContext, paths: &[PathBuf], rules: &Arc<Rules>, out: &BackupWriter) -> Result<SourceSummary> {
+pub(crate) async fn backup(
+    cx: &RunContext,
+    paths: &[PathBuf],
+    rules: &Arc<Rules>,
+    out: &BackupWriter,
+) -> Result<SourceSummary> {
     let roots = resolve_roots(cx, paths)?;
     // All of the paths, not only the outermost: one that a filter would leave out was asked for all the same.
     let mut wanted = Vec::new();
@@ -158,7 +167,8 @@ pub(crate) async fn backup(cx: &RunContext, paths: &[PathBuf], rules: &Arc<Rules
         });
     }
     drop(queue);
-    let walk = Walk { cx: inner, route: Route::to(&wanted), rules: Arc::clone(rules), reader, tally: Arc::clone(&tally) };
+    let walk =
+        Walk { cx: inner, route: Route::to(&wanted), rules: Arc::clone(rules), reader, tally: Arc::clone(&tally) };
     let walking = tokio::task::spawn_blocking(move || walk.run(tree, &jobs));
     let walked = walking.await.map_err(panicked)?;
     if walked.is_err() {
@@ -185,7 +195,11 @@ pub(crate) async fn backup(cx: &RunContext, paths: &[PathBuf], rules: &Arc<Rules
     }
     tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
     left.add(Left { unreadable: walked.unreadable, vanished: walked.vanished });
-    Ok(SourceSummary { fingerprint: tally.fingerprint(), details: details(&roots, walked, left), ..SourceSummary::default() })
+    Ok(SourceSummary {
+        fingerprint: tally.fingerprint(),
+        details: details(&roots, walked, left),
+        ..SourceSummary::default()
+    })
 }
 
 /// Keeps the failure that was the first cause: those that were merely interrupted by it tell nothing.
@@ -201,7 +215,8 @@ pub(crate) fn panicked(source: tokio::task::JoinError) -> Error {
 }
 
 fn details(roots: &[TreePath], walked: LeftOut, left: Left) -> BTreeMap<String, serde_json::Value> {
-    let roots: Vec<String> = roots.iter().map(|root| format!("/{}", String::from_utf8_lossy(root.as_bytes()))).collect();
+    let roots: Vec<String> =
+        roots.iter().map(|root| format!("/{}", String::from_utf8_lossy(root.as_bytes()))).collect();
     let mut details = BTreeMap::from([(ROOTS.to_owned(), roots.into())]);
     let counts = [
         ("excluded", walked.excluded),

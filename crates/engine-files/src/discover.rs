@@ -67,7 +67,9 @@ fn is_database(path: &Path) -> bool {
     use std::io::Read;
     let named = path.extension().is_some_and(|ending| ending == "sqlite" || ending == "sqlite3" || ending == "db");
     let mut start = [0u8; 16];
-    named && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *SQLITE_MAGIC
+    named
+        && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+        && start == *SQLITE_MAGIC
 }
 
 fn propose(path: &Path) -> Option<Discovered> {

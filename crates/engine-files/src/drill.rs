@@ -50,7 +50,8 @@ impl Drop for Removed {
 async fn run(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<DrillReport> {
     let mut report = DrillReport::default();
     let target = folder.join("tree");
-    let place = RestoreTarget { place: Place::Folder(target.clone()), existing: Existing::Refuse, ..RestoreTarget::default() };
+    let place =
+        RestoreTarget { place: Place::Folder(target.clone()), existing: Existing::Refuse, ..RestoreTarget::default() };
     let started = Instant::now();
     let restored = async { restore::restore(cx, from, restore::plan(cx, from, &place).await?).await }.await;
     let restored = match restored {
@@ -64,7 +65,8 @@ async fn run(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<Dril
     report.restore_time = started.elapsed();
     report.bytes = restored.bytes;
     let started = Instant::now();
-    let compare = Compare { cx: cx.clone(), from: from.clone(), runtime: Handle::current(), owners: Arc::new(Owners::load()) };
+    let compare =
+        Compare { cx: cx.clone(), from: from.clone(), runtime: Handle::current(), owners: Arc::new(Owners::load()) };
     let (items, findings) = tokio::task::spawn_blocking(move || compare.run(&target)).await.map_err(panicked)??;
     report.check_time = started.elapsed();
     report.items = items;
@@ -191,10 +193,15 @@ impl Compare {
                 let count = usize::try_from(left).map_or(COMPARE_BYTES, |left| left.min(COMPARE_BYTES));
                 match file.read_exact_at(&mut buffer[..count], position) {
                     Ok(()) => {}
-                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Some("was restored too short".to_owned())),
+                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                        return Ok(Some("was restored too short".to_owned()));
+                    }
                     Err(error) => return Err(failed(error)),
                 }
-                let same = data.map_or_else(|| buffer[..count].iter().all(|byte| *byte == 0), |data| buffer[..count] == data[offset..offset + count]);
+                let same = data.map_or_else(
+                    || buffer[..count].iter().all(|byte| *byte == 0),
+                    |data| buffer[..count] == data[offset..offset + count],
+                );
                 if !same {
                     return Ok(Some("was restored with other content".to_owned()));
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::engine::{
-    Driller, DrillReport, Engine, EngineSetup, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer, Source,
+    DrillReport, Driller, Engine, EngineSetup, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer, Source,
     SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, Result};

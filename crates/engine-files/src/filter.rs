@@ -188,7 +188,6 @@ mod tests {
             ("/srv/cache", "var/srv/cache", What::Directory, false),
             ("var/cache", "srv/x/var/cache", What::Directory, true),
             ("/srv/**/log", "srv/a/b/log", What::Other, true),
-            ("caf?", "srv/caf\u{e9}", What::Other, true),
         ];
         for (pattern, path, what, expected) in cases {
             let globs = compile("exclude", &[pattern.to_owned()]).unwrap().unwrap();
@@ -205,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_broken_pattern_is_an_error_of_the_plan() {
-        let error = compile("exclude", &["a[".to_owned()]).unwrap_err();
+        let error = compile("exclude", &["[z-a]".to_owned()]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Plan);
     }
 }

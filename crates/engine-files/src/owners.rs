@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn names_win_over_numbers_and_numbers_are_the_fallback() {
-        let users = Names::parse("root:x:0:0::/root:/bin/sh\nbroken\n+::::::\nwww:x:33:33::/:/bin/false\nwww2:x:33:1::\n");
+        let users =
+            Names::parse("root:x:0:0::/root:/bin/sh\nbroken\n+::::::\nwww:x:33:33::/:/bin/false\nwww2:x:33:1::\n");
         let owners = Owners { users, groups: Names::default() };
         assert_eq!(owners.user_name(33).as_deref(), Some("www"));
         assert_eq!(owners.uid(Some("www"), 1000), 33);

@@ -101,7 +101,10 @@ impl ContentReader {
                 break;
             }
             if attempt == MAX_REREADS {
-                self.cx.warn(format!("`/{}` kept changing while it was read; what was saved of it may not be of one moment", entry.path));
+                self.cx.warn(format!(
+                    "`/{}` kept changing while it was read; what was saved of it may not be of one moment",
+                    entry.path
+                ));
                 entry.kind = EntryKind::File { size: read };
                 entry.identity = FileIdentity::default();
                 break;

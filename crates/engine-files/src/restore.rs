@@ -29,7 +29,8 @@ pub(crate) use place::remove_tree;
 /// [`ErrorKind::Damaged`] when the manifest does not list them, or lists what cannot be a path.
 pub(crate) fn roots(from: &BackupReader) -> Result<Vec<TreePath>> {
     let listed = from.record().details.get(ROOTS).and_then(|roots| roots.as_array());
-    let damaged = || Error::new(ErrorKind::Damaged, format!("the manifest does not say which paths `{}` saved", from.source()));
+    let damaged =
+        || Error::new(ErrorKind::Damaged, format!("the manifest does not say which paths `{}` saved", from.source()));
     let roots = listed.ok_or_else(damaged)?;
     roots.iter().map(|root| TreePath::new(root.as_str().ok_or_else(damaged)?.trim_start_matches('/'))).collect()
 }
@@ -72,8 +73,10 @@ async fn survey(cx: &RunContext, from: &BackupReader, selection: &[TreePath]) ->
         }
     }
     match found.iter().find(|(_, seen)| !**seen) {
-        Some((path, _)) => Err(Error::new(ErrorKind::NotFound, format!("`/{path}` is not in the backup of `{}`", from.source()))
-            .hint("`stackward ls` shows what is")),
+        Some((path, _)) => {
+            Err(Error::new(ErrorKind::NotFound, format!("`/{path}` is not in the backup of `{}`", from.source()))
+                .hint("`stackward ls` shows what is"))
+        }
         None => Ok(bytes),
     }
 }

@@ -41,7 +41,8 @@ pub(crate) async fn verify(cx: &RunContext, from: &BackupReader) -> Result<Verif
         check.problems.push(line.replace("restored", "in the tree").replace("after the restore", "in the tree"));
     }
     report.checked.push(format!("{} entries listed, {} bytes of files read", tally.entries(), tally.bytes()));
-    report.findings = check.problems.into_iter().take(MAX_FINDINGS).map(|problem| finding(from, &name, problem)).collect();
+    report.findings =
+        check.problems.into_iter().take(MAX_FINDINGS).map(|problem| finding(from, &name, problem)).collect();
     Ok(report)
 }
 

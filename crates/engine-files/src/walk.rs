@@ -295,8 +295,16 @@ impl<'a> Walker<'a> {
             self.left_out.mounts += 1;
             return Ok(Some(Found { entry, stat, parent: Some(parent) }));
         }
-        let level =
-            Level { folder: Arc::new(folder), path: path.clone(), names: Names::default(), scope, route, device, included, ignore };
+        let level = Level {
+            folder: Arc::new(folder),
+            path: path.clone(),
+            names: Names::default(),
+            scope,
+            route,
+            device,
+            included,
+            ignore,
+        };
         if let Err(errno) = self.list(level) {
             if is_root || !is_refusal(errno) {
                 return Err(self.asked_for(&path, errno));
@@ -306,7 +314,13 @@ impl<'a> Walker<'a> {
         Ok(Some(Found { entry, stat, parent: Some(parent) }))
     }
 
-    fn visit_other(&mut self, path: TreePath, parent: Arc<OwnedFd>, stat: Stat, kind: FileType) -> Result<Option<Found>> {
+    fn visit_other(
+        &mut self,
+        path: TreePath,
+        parent: Arc<OwnedFd>,
+        stat: Stat,
+        kind: FileType,
+    ) -> Result<Option<Found>> {
         let id = (stat.st_dev, stat.st_ino);
         let device = || (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
         let kind = match kind {
@@ -349,7 +363,9 @@ impl<'a> Walker<'a> {
         if self.links.len() < MAX_LINKS {
             self.links.insert(id, path.clone());
         } else if !std::mem::replace(&mut self.links_full, true) {
-            self.cx.warn(format!("more than {MAX_LINKS} files have several names; further ones are saved as separate files"));
+            self.cx.warn(format!(
+                "more than {MAX_LINKS} files have several names; further ones are saved as separate files"
+            ));
         }
     }
 
@@ -381,8 +397,14 @@ impl<'a> Walker<'a> {
     }
 
     fn read_ignore_files(&self, level: &mut Level) {
-        let names: Vec<Vec<u8>> =
-            level.names.spans.iter().map(|span| level.names.get(*span)).filter(|name| self.rules.is_ignore_file(name)).map(<[u8]>::to_vec).collect();
+        let names: Vec<Vec<u8>> = level
+            .names
+            .spans
+            .iter()
+            .map(|span| level.names.get(*span))
+            .filter(|name| self.rules.is_ignore_file(name))
+            .map(<[u8]>::to_vec)
+            .collect();
         for name in names {
             match IgnoreChain::read(&level.folder, &name, &level.path, level.ignore.clone()) {
                 Ok(chain) => level.ignore = Some(Arc::new(chain)),
@@ -452,5 +474,8 @@ impl<'a> Walker<'a> {
 
 /// Errors that concern one file, not the system.
 pub(crate) fn is_refusal(errno: Errno) -> bool {
-    matches!(errno, Errno::ACCESS | Errno::PERM | Errno::IO | Errno::NODEV | Errno::NXIO | Errno::UCLEAN | Errno::NOTCONN)
+    matches!(
+        errno,
+        Errno::ACCESS | Errno::PERM | Errno::IO | Errno::NODEV | Errno::NXIO | Errno::UCLEAN | Errno::NOTCONN
+    )
 }

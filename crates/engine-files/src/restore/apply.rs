@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use backup_core::error::{Error, Result};
 use backup_core::tree::{EntryKind, FileTime, TreeEntry};
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, UTIME_OMIT, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use crate::owners::Owners;
@@ -112,7 +112,11 @@ impl Applier {
     }
 
     /// Gives the file to its owner. `false`: it could not.
-    fn owner(&self, entry: &TreeEntry, chown: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>) -> Result<bool, Errno> {
+    fn owner(
+        &self,
+        entry: &TreeEntry,
+        chown: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>,
+    ) -> Result<bool, Errno> {
         let uid = self.owners.uid(entry.user.as_deref(), entry.uid);
         let gid = self.owners.gid(entry.group.as_deref(), entry.gid);
         if (uid, gid) == (self.user, self.group) {
@@ -166,10 +170,14 @@ impl Applier {
         notes
             .iter()
             .map(|Note { what, count, example }| match what {
-                Shortfall::Owner => format!("{count} entries could not be given to their owner, {example} among them; run as root"),
+                Shortfall::Owner => {
+                    format!("{count} entries could not be given to their owner, {example} among them; run as root")
+                }
                 Shortfall::Attribute => format!("{count} extended attributes could not be set, {example} among them"),
                 Shortfall::Device => format!("{count} devices could not be made, {example} among them; run as root"),
-                Shortfall::Link => format!("{count} links lead to entries that could not be made, {example} among them"),
+                Shortfall::Link => {
+                    format!("{count} links lead to entries that could not be made, {example} among them")
+                }
             })
             .collect()
     }

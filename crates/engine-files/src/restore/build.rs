@@ -120,7 +120,9 @@ impl Restore {
             let result = built.map(|()| builder.finish());
             let wrote: Vec<Result<u64>> = writers
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a writer panicked"))))
+                .map(|thread| {
+                    thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a writer panicked")))
+                })
                 .collect();
             (result, wrote)
         });
@@ -218,7 +220,12 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(restore: &'a Restore, staged: &'a [Staging], jobs: Option<Sender<Job>>, in_flight: Option<&'a InFlight>) -> Self {
+    fn new(
+        restore: &'a Restore,
+        staged: &'a [Staging],
+        jobs: Option<Sender<Job>>,
+        in_flight: Option<&'a InFlight>,
+    ) -> Self {
         let left = Built { items: 0, orphans: Orphans::default(), ancestors: Ancestors::default() };
         Self { restore, staged, jobs, in_flight, unit: None, stack: Vec::new(), last: None, left }
     }
@@ -253,7 +260,9 @@ impl<'a> Builder<'a> {
             folder.release(&self.restore.applier)?;
         }
         match self.staged.iter().zip(&self.restore.units).find(|(staging, _)| !staging.is_begun()) {
-            Some((_, unit)) => Err(Error::new(ErrorKind::Damaged, format!("`/{}` is not in the stored tree", unit.stored))),
+            Some((_, unit)) => {
+                Err(Error::new(ErrorKind::Damaged, format!("`/{}` is not in the stored tree", unit.stored)))
+            }
             None => Ok(()),
         }
     }
@@ -295,7 +304,13 @@ impl<'a> Builder<'a> {
         folder.release(&self.restore.applier)
     }
 
-    fn make(&mut self, folder: &Arc<Folder>, name: &OsStr, entry: TreeEntry, content: Option<Box<dyn FileContent>>) -> Result<()> {
+    fn make(
+        &mut self,
+        folder: &Arc<Folder>,
+        name: &OsStr,
+        entry: TreeEntry,
+        content: Option<Box<dyn FileContent>>,
+    ) -> Result<()> {
         let applier = &self.restore.applier;
         let made = match &entry.kind {
             EntryKind::File { .. } => {
@@ -304,7 +319,8 @@ impl<'a> Builder<'a> {
             }
             EntryKind::Directory => {
                 let path = entry.path.clone();
-                let made = make_folder(folder.fd(), name, Some(entry.clone())).map_err(|errno| broken(&entry, errno))?;
+                let made =
+                    make_folder(folder.fd(), name, Some(entry.clone())).map_err(|errno| broken(&entry, errno))?;
                 self.stack.push((path, made));
                 return Ok(());
             }
@@ -314,7 +330,9 @@ impl<'a> Builder<'a> {
             }
             EntryKind::Symlink { target } => rustix::fs::symlinkat(OsStr::from_bytes(target), folder.fd(), name),
             EntryKind::Fifo => node(folder.fd(), name, FileType::Fifo, (0, 0)),
-            EntryKind::CharDevice { major, minor } => node(folder.fd(), name, FileType::CharacterDevice, (*major, *minor)),
+            EntryKind::CharDevice { major, minor } => {
+                node(folder.fd(), name, FileType::CharacterDevice, (*major, *minor))
+            }
             EntryKind::BlockDevice { major, minor } => node(folder.fd(), name, FileType::BlockDevice, (*major, *minor)),
         };
         match made {
@@ -356,7 +374,9 @@ impl<'a> Builder<'a> {
                 self.restore.applier.note(Shortfall::Link, &entry);
                 Ok(())
             }
-            Err(Errno::LOOP | Errno::NOTDIR) => Err(damaged(&entry, "is a link that leaves its tree").hint(ESCAPE_HINT)),
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                Err(damaged(&entry, "is a link that leaves its tree").hint(ESCAPE_HINT))
+            }
             Err(errno) => Err(broken(&entry, errno)),
         }
     }
@@ -385,7 +405,11 @@ fn node(parent: BorrowedFd<'_>, name: &OsStr, kind: FileType, (major, minor): (u
 }
 
 /// Makes a folder that only we may enter until its attributes are put back.
-pub(crate) fn make_folder(parent: BorrowedFd<'_>, name: &OsStr, entry: Option<TreeEntry>) -> Result<Arc<Folder>, Errno> {
+pub(crate) fn make_folder(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    entry: Option<TreeEntry>,
+) -> Result<Arc<Folder>, Errno> {
     rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
     Ok(Folder::new(open_folder(parent, name)?, entry))
 }

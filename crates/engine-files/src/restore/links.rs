@@ -28,8 +28,11 @@ pub(crate) struct Orphans {
 impl Orphans {
     pub(crate) fn add(&mut self, target: &TreePath, unit: usize, entry: TreeEntry) -> Result<()> {
         if self.count == MAX_ORPHANS {
-            return Err(Error::new(ErrorKind::Unsupported, format!("more than {MAX_ORPHANS} links lead out of the selection"))
-                .hint("restore everything, or select the folders that hold their targets too"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("more than {MAX_ORPHANS} links lead out of the selection"),
+            )
+            .hint("restore everything, or select the folders that hold their targets too"));
         }
         self.count += 1;
         self.by_target.entry(target.clone()).or_default().push((unit, entry));
@@ -47,13 +50,18 @@ impl Orphans {
             restore.cx.check_cancelled()?;
             let Some(links) = self.by_target.remove(&stored.entry.path) else { continue };
             let (EntryKind::File { .. }, Some(content)) = (&stored.entry.kind, stored.content) else {
-                return Err(Error::new(ErrorKind::Unsupported, format!("`/{}` has other names and is no file", stored.entry.path))
-                    .hint("select it too"));
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("`/{}` has other names and is no file", stored.entry.path),
+                )
+                .hint("select it too"));
             };
             bytes += copy_one(restore, writer, staged, &stored.entry, content, &links)?;
         }
         match self.by_target.keys().next() {
-            Some(target) => Err(Error::new(ErrorKind::Damaged, format!("a link leads to `/{target}`, which is not in the tree"))),
+            Some(target) => {
+                Err(Error::new(ErrorKind::Damaged, format!("a link leads to `/{target}`, which is not in the tree")))
+            }
             None => Ok(bytes),
         }
     }
@@ -78,7 +86,15 @@ fn copy_one(
         match (&first, content.take()) {
             (None, Some(content)) => {
                 let entry = TreeEntry { kind: target.kind.clone(), ..link.clone() };
-                let job = Job { folder: Folder::new(folder.try_clone().map_err(|source| Error::from_io("cannot duplicate a descriptor", source))?, None), name: name.clone(), entry, content };
+                let job = Job {
+                    folder: Folder::new(
+                        folder.try_clone().map_err(|source| Error::from_io("cannot duplicate a descriptor", source))?,
+                        None,
+                    ),
+                    name: name.clone(),
+                    entry,
+                    content,
+                };
                 bytes += writer.write(job)?;
             }
             (Some((from, known)), _) => {
@@ -86,8 +102,10 @@ fn copy_one(
             }
             (None, None) => {}
         }
-        let modified = Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec.try_into().unwrap_or_default() };
-        let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() }, last_modification: modified };
+        let modified =
+            Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec.try_into().unwrap_or_default() };
+        let times =
+            Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() }, last_modification: modified };
         rustix::fs::futimens(&folder, &times).map_err(broken)?;
         first.get_or_insert((folder, name));
     }
@@ -95,7 +113,13 @@ fn copy_one(
 }
 
 /// Makes `name` in `folder` another name of the staged `target`.
-pub(crate) fn link(home: &Staging, unit: &Unit, target: &TreePath, folder: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+pub(crate) fn link(
+    home: &Staging,
+    unit: &Unit,
+    target: &TreePath,
+    folder: BorrowedFd<'_>,
+    name: &OsStr,
+) -> Result<(), Errno> {
     let from = parent(home, unit, target)?;
     let known = if *target == unit.stored { OsStr::new(NEW) } else { target.as_path().file_name().unwrap_or_default() };
     // Without AT_SYMLINK_FOLLOW, a symbolic link gets another name itself (linkat(2)).

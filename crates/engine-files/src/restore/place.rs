@@ -219,13 +219,16 @@ fn put(
             exchange(staging, to, done).map_err(failed)?;
             let filled = std::fs::read_dir(staging.new_path()).is_ok_and(|mut items| items.next().is_some());
             if unit.standing == Standing::EmptyFolder && existing == Existing::Refuse && filled {
-                return Err(Error::new(ErrorKind::AlreadyExists, "the target is not empty any more").with("path", to.display()));
+                return Err(
+                    Error::new(ErrorKind::AlreadyExists, "the target is not empty any more").with("path", to.display())
+                );
             }
         }
         Standing::MountPoint => {
             move_children(staging, to, done).map_err(failed)?;
             if let Some(entry) = &*staging.entry.borrow() {
-                let folder = std::fs::File::open(to).map_err(|source| Error::io("cannot open the target", to, source))?;
+                let folder =
+                    std::fs::File::open(to).map_err(|source| Error::io("cannot open the target", to, source))?;
                 applier.folder(folder.as_fd(), entry)?;
             }
         }

@@ -114,7 +114,8 @@ pub(crate) fn decide(roots: &[TreePath], to: &RestoreTarget) -> Result<Vec<Unit>
     let units = match &to.place {
         Place::Original => parts(roots, &selection)?.into_iter().map(|stored| unit(stored, Path::new("/"))).collect(),
         Place::Folder(folder) => {
-            let folder = std::path::absolute(folder).map_err(|source| Error::io("cannot resolve the folder", folder, source))?;
+            let folder =
+                std::path::absolute(folder).map_err(|source| Error::io("cannot resolve the folder", folder, source))?;
             let standing = standing(&folder)?;
             let free = matches!(standing, Standing::Nothing | Standing::EmptyFolder)
                 || (standing == Standing::MountPoint && is_empty(&folder)?);
@@ -188,9 +189,12 @@ fn standing(path: &Path) -> Result<Standing> {
     };
     if is_mount_point(path, &metadata) {
         if !metadata.is_dir() {
-            return Err(Error::new(ErrorKind::Unsupported, "the target is a file that is mounted; it cannot be replaced")
-                .with("path", path.display())
-                .hint("unmount it, or restore elsewhere"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the target is a file that is mounted; it cannot be replaced",
+            )
+            .with("path", path.display())
+            .hint("unmount it, or restore elsewhere"));
         }
         return Ok(Standing::MountPoint);
     }
