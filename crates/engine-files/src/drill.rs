@@ -53,7 +53,7 @@ async fn run(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<Dril
     let place =
         RestoreTarget { place: Place::Folder(target.clone()), existing: Existing::Refuse, ..RestoreTarget::default() };
     let started = Instant::now();
-    let restored = async { restore::restore(cx, from, restore::plan(cx, from, &place).await?).await }.await;
+    let restored = async { restore::restore(cx, from, &[], restore::plan(cx, from, &[], &place).await?).await }.await;
     let restored = match restored {
         Ok(restored) => restored,
         Err(error) if is_damage(&error) => {

@@ -65,11 +65,11 @@ impl Source for Files {
 #[async_trait]
 impl Restorer for Files {
     async fn plan_restore(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan> {
-        restore::plan(cx, from, to).await
+        restore::plan(cx, from, &self.paths, to).await
     }
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
-        restore::restore(cx, from, plan).await
+        restore::restore(cx, from, &self.paths, plan).await
     }
 }
 

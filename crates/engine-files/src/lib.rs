@@ -13,6 +13,7 @@ mod owners;
 mod read;
 mod restore;
 mod route;
+mod sqlite;
 mod verify;
 mod walk;
 
@@ -25,4 +26,13 @@ pub const FILES: EngineDescriptor = EngineDescriptor {
     build: engine::build,
     schema: || schemars::schema_for!(config::FilesConfig),
     discover: discover::folders,
+};
+
+/// The engine `sqlite`: databases, copied while they are in use.
+pub const SQLITE: EngineDescriptor = EngineDescriptor {
+    name: "sqlite",
+    summary: "SQLite databases, copied while they are in use",
+    build: sqlite::build,
+    schema: || schemars::schema_for!(sqlite::SqliteConfig),
+    discover: discover::databases,
 };

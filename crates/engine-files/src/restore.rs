@@ -10,9 +10,10 @@ mod place;
 mod target;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use backup_core::engine::{RestorePlan, RestoreReport, RestoreTarget};
+use backup_core::engine::{Place, RestorePlan, RestoreReport, RestoreTarget};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::manifest::ArtifactKind;
 use backup_core::tree::TreePath;
@@ -35,14 +36,41 @@ pub(crate) fn roots(from: &BackupReader) -> Result<Vec<TreePath>> {
     roots.iter().map(|root| TreePath::new(root.as_str().ok_or_else(damaged)?.trim_start_matches('/'))).collect()
 }
 
+/// The saved paths, for a restore to `to`. A manifest alone does not decide which files of this machine are written:
+/// to go back to their original place, the paths must be (in) those that the plan names.
+fn allowed_roots(from: &BackupReader, paths: &[PathBuf], to: &RestoreTarget) -> Result<Vec<TreePath>> {
+    let roots = roots(from)?;
+    if to.place != Place::Original {
+        return Ok(roots);
+    }
+    let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+    let named: Vec<PathBuf> = paths.iter().cloned().chain(paths.iter().map(real)).collect();
+    for root in &roots {
+        let place = root.below("/".as_ref());
+        if !named.iter().any(|path| place.starts_with(path)) {
+            return Err(Error::new(
+                ErrorKind::Plan,
+                format!("the plan does not name `{}`, which was saved", place.display()),
+            )
+            .hint("name it in `paths`, or restore into a folder"));
+        }
+    }
+    Ok(roots)
+}
+
 /// Decides what a restore would do. Changes nothing.
-pub(crate) async fn plan(cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan> {
+pub(crate) async fn plan(
+    cx: &RunContext,
+    from: &BackupReader,
+    paths: &[PathBuf],
+    to: &RestoreTarget,
+) -> Result<RestorePlan> {
     let name = ArtifactName::new(TREE)?;
     let record = from.record().artifact(&name).filter(|record| record.kind == ArtifactKind::Tree);
     let mut bytes = record.map(|record| record.bytes).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("`{}` has no tree in {}", from.source(), from.manifest().id))
     })?;
-    let units = target::decide(&roots(from)?, to)?;
+    let units = target::decide(&allowed_roots(from, paths, to)?, to)?;
     let selection = target::selection(to)?;
     if !selection.is_empty() {
         bytes = survey(cx, from, &selection).await?;
@@ -82,8 +110,13 @@ async fn survey(cx: &RunContext, from: &BackupReader, selection: &[TreePath]) ->
 }
 
 /// Carries the plan out.
-pub(crate) async fn restore(cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
-    let units = target::decide(&roots(from)?, &plan.target)?;
+pub(crate) async fn restore(
+    cx: &RunContext,
+    from: &BackupReader,
+    paths: &[PathBuf],
+    plan: RestorePlan,
+) -> Result<RestoreReport> {
+    let units = target::decide(&allowed_roots(from, paths, &plan.target)?, &plan.target)?;
     // Also cancelled when this future is dropped: the threads must clean up, not go on for nobody.
     let stop = cx.cancellation().child_token();
     let _guard = stop.clone().drop_guard();

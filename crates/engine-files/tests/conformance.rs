@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use backup_core::engine::Engine;
 use backup_testkit::conformance::engine::Subject;
 use backup_testkit::engine_conformance;
-use support::{describe, files};
+use support::{describe, engine, files};
 use tempfile::TempDir;
 
 struct Tree {
@@ -68,3 +68,71 @@ impl Subject for Tree {
 }
 
 engine_conformance!(a_tree, Tree::new());
+
+struct Database {
+    home: TempDir,
+}
+
+impl Database {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join("scratch")).unwrap();
+        std::fs::create_dir(home.path().join("live")).unwrap();
+        let database = Self { home };
+        let connection = rusqlite::Connection::open(database.path()).unwrap();
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA application_id = 77; PRAGMA user_version = 3;
+                 CREATE TABLE \"odd \"\" name\" (x); INSERT INTO \"odd \"\" name\" VALUES (1);
+                 CREATE TABLE t (id INTEGER PRIMARY KEY, body BLOB);
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)
+                 INSERT INTO t SELECT i, randomblob(500) FROM n;",
+            )
+            .unwrap();
+        database
+    }
+
+    fn path(&self) -> PathBuf {
+        self.home.path().join("live/app.sqlite")
+    }
+}
+
+#[async_trait]
+impl Subject for Database {
+    fn engine(&self) -> Engine {
+        engine(&engine_files::SQLITE, &format!("path: {}", self.path().display())).unwrap()
+    }
+
+    fn engine_for_nothing(&self) -> Engine {
+        let empty = self.home.path().join("live/empty.sqlite");
+        std::fs::write(&empty, "").unwrap();
+        engine(&engine_files::SQLITE, &format!("path: {}", empty.display())).unwrap()
+    }
+
+    async fn state(&self) -> String {
+        let connection = rusqlite::Connection::open(self.path()).unwrap();
+        let mut statement = connection.prepare("SELECT id || ' ' || hex(body) FROM t ORDER BY id").unwrap();
+        let rows: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+        let pragmas = ["journal_mode", "application_id", "user_version", "page_size"].map(|name| {
+            let value: rusqlite::types::Value = connection.pragma_query_value(None, name, |row| row.get(0)).unwrap();
+            format!("{name} {value:?}")
+        });
+        pragmas.join("\n") + &rows.join("\n")
+    }
+
+    async fn destroy(&self) {
+        for ending in ["", "-wal", "-shm"] {
+            let _absent = std::fs::remove_file(format!("{}{ending}", self.path().display()));
+        }
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.home.path().join("scratch")
+    }
+
+    fn surroundings(&self) -> Vec<PathBuf> {
+        vec![self.home.path().join("live")]
+    }
+}
+
+engine_conformance!(a_database, Database::new());

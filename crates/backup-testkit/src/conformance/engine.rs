@@ -201,16 +201,16 @@ pub async fn cancellation_leaves_nothing_behind(subject: &dyn Subject) {
     let memory = MemorySink::default();
     let manifest = back_up(&subject.engine(), &memory, &options(subject)).await.expect("the backup succeeds");
     subject.destroy().await;
+    let counting = DisturbedSink::new(Arc::new(memory.clone()), Disturbance::None);
+    let from = reader(&counting, &manifest).await;
+    restore(subject, &context(subject), &from).await.expect("an undisturbed restore succeeds");
+    subject.destroy().await;
     let before = surroundings(subject);
-    let restores = |moment: u64| {
+    for moment in moments(counting.operations()) {
         let cancel = CancellationToken::new();
         let sink = DisturbedSink::new(Arc::new(memory.clone()), Disturbance::Cancel(moment, cancel.clone()));
-        (sink, context(subject).cancelled_by(cancel))
-    };
-    for moment in [1, 2, 3, 5, 8] {
-        let (sink, cx) = restores(moment);
         let from = reader(&sink, &manifest).await;
-        let error = restore(subject, &cx, &from).await.expect_err("it was cancelled");
+        let error = restore(subject, &context(subject).cancelled_by(cancel), &from).await.expect_err("it was cancelled");
         assert_eq!(error.kind(), ErrorKind::Interrupted, "operation {moment}: {error:?}");
         assert_eq!(surroundings(subject), before, "operation {moment}");
         assert_clean(subject);

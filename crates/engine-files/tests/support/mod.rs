@@ -1,6 +1,7 @@
 //! What the tests of this crate share: engines from YAML, runs into memory, and trees described as text.
 
-#![expect(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of tests is no library")]
 
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
