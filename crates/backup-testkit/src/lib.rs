@@ -2,12 +2,9 @@
 //!
 //! Engines, sinks and hosts run the suites here; the names of the tests are the contract.
 
-#![expect(clippy::missing_panics_doc, reason = "everything here panics: that is how a test fails")]
-
-mod faulty_store;
+pub mod conformance;
+mod disturbed_sink;
 mod memory_sink;
-pub mod sink_suite;
 
-pub use faulty_store::{Fault, FaultyStore};
+pub use disturbed_sink::{Disturbance, DisturbedSink};
 pub use memory_sink::MemorySink;
-pub use sink_suite::{ScriptedSource, noise};
