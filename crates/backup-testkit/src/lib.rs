@@ -3,5 +3,7 @@
 //! Engines, sinks and hosts run the suites here; the names of the tests are the contract.
 
 mod memory_sink;
+pub mod postgres;
 
 pub use memory_sink::MemorySink;
+pub use postgres::PrivatePostgres;
