@@ -16,7 +16,7 @@ pub const DEFAULT_BIN: &str = "/usr/lib/postgresql/15/bin";
 /// The user that servers run as when the tests run as root, which PostgreSQL refuses.
 const SERVER_USER: &str = "postgres";
 /// A server that needs longer than this to start will not start.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 /// How often a condition is looked at again while waiting for the server.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -142,6 +142,9 @@ impl PrivatePostgres {
     }
 
     /// As [`sql`](Self::sql), but a failure is returned: what `psql` complained about.
+    ///
+    /// # Panics
+    /// When `psql` cannot be run.
     pub fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = self.client("psql", database);
         psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", "-"]);
@@ -156,6 +159,24 @@ impl PrivatePostgres {
             return Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned());
         }
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// What `pg_dump` says of `database`, line by line and sorted: equal for two databases that are the same.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[must_use]
+    pub fn dump(&self, database: &str) -> Vec<String> {
+        sorted(&run(self.client("pg_dump", database).arg("--no-comments")))
+    }
+
+    /// What `pg_dumpall` says of roles and tablespaces, line by line and sorted.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[must_use]
+    pub fn dump_globals(&self) -> Vec<String> {
+        sorted(&run(self.client("pg_dumpall", "").args(["--globals-only", "--no-comments"])))
     }
 
     /// Runs `pgbench` on `database` and waits for it.
@@ -258,6 +279,15 @@ impl Drop for Background {
         let _gone = self.0.kill();
         let _reaped = self.0.wait();
     }
+}
+
+/// The lines of a dump without the comments, and without the random key of `\\restrict`.
+fn sorted(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let told = |line: &&str| !line.starts_with("--") && !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
+    let mut lines: Vec<String> = text.lines().filter(told).map(str::to_owned).collect();
+    lines.sort();
+    lines
 }
 
 fn bin() -> PathBuf {

@@ -2,15 +2,25 @@
 
 mod archive;
 mod backup;
+mod blueprint;
 mod catalog;
 mod config_files;
 mod details;
+mod drill;
 mod dump;
+mod export;
 mod fingerprint;
+mod globals;
+mod load;
+mod properties;
+mod restore;
+mod verify;
 
 use std::sync::Arc;
 
 use backup_core::host::Host;
+
+pub(crate) use load::give;
 
 use crate::config::Settings;
 use crate::server::Server;

@@ -35,8 +35,9 @@ impl PgVersion {
         let text = text.split_once("(PostgreSQL)").map_or(text, |(_, version)| version).trim_start();
         let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
         let major = numbers.next()?.ok()?;
-        let minor = if text.contains("beta") || text.contains("rc") { 0 } else { numbers.next()?.unwrap_or(0) };
-        (major >= 1 && major < 1000 && minor < 10_000).then(|| Self::new(major, minor))
+        let beta = text.contains("beta") || text.contains("rc");
+        let minor = if beta { 0 } else { numbers.next().and_then(Result::ok).unwrap_or(0) };
+        ((1..1000).contains(&major) && minor < 10_000).then(|| Self::new(major, minor))
     }
 
     /// Whether this `psql` knows `\restrict`, which dumps begin with since the minor releases of August 2025

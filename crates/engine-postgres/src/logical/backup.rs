@@ -68,6 +68,7 @@ impl Logical {
             system_identifier: catalog::system_identifier(&mut session, &facts).await?,
             data_checksums: facts.data_checksums,
             standby: facts.standby,
+            bootstrap_role: facts.bootstrap_role.clone(),
             role_passwords: facts.reads_passwords,
             tablespaces: catalog::tablespaces(&mut session).await?,
             ..ClusterDetails::default()
@@ -116,7 +117,9 @@ impl Logical {
                 selection.chosen.push(name.clone());
             }
         } else {
-            listed.iter().for_each(|database| selection.consider(database, &self.settings.exclude));
+            for database in listed {
+                selection.consider(database, &self.settings.exclude);
+            }
         }
         for name in &self.settings.exclude {
             if !listed.iter().any(|database| database.name == *name) {

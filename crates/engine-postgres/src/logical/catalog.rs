@@ -16,10 +16,14 @@ const MAINTENANCE: [&str; 2] = ["postgres", "template1"];
 
 /// What a session learns of its server.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "independent answers of the server, as the query names them")]
 pub(crate) struct ServerFacts {
     pub(crate) version_number: u32,
     pub(crate) version: String,
+    pub(crate) bootstrap_role: Option<String>,
     pub(crate) superuser: bool,
+    /// Whether the role may create databases.
+    pub(crate) creates_databases: bool,
     /// Whether the role may read every table: a superuser, or a member of `pg_read_all_data`.
     pub(crate) reads_all: bool,
     /// Whether the role may read password hashes.
@@ -86,11 +90,14 @@ pub(crate) async fn connect_maintenance(server: &Server, tools: &Tools, avoid: O
     Err(first.unwrap_or_else(|| Error::new(ErrorKind::NotFound, "there is no database to connect to")))
 }
 
-async fn facts(session: &mut Psql) -> Result<ServerFacts> {
+/// What the session's server is, and what the role may do there.
+pub(crate) async fn facts(session: &mut Psql) -> Result<ServerFacts> {
     session
         .row(
             "SELECT current_setting('server_version_num')::int AS version_number, \
              current_setting('server_version') AS version, \
+             (SELECT rolname FROM pg_roles WHERE oid = 10) AS bootstrap_role, \
+             (SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user) AS creates_databases, \
              (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS superuser, \
              ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR EXISTS (SELECT FROM pg_roles \
               WHERE rolname = 'pg_read_all_data' AND pg_has_role(current_user, oid, 'USAGE'))) AS reads_all, \
@@ -151,7 +158,7 @@ pub(crate) async fn describe(
     if custom {
         let privileges: Vec<Privilege> = session
             .rows(&format!(
-                "SELECT r.rolname AS grantee, a.privilege_type AS privilege, bool_or(a.is_grantable) AS grantable \
+                "SELECT r.rolname AS grantee, a.privilege_type AS kind, bool_or(a.is_grantable) AS grantable \
                  FROM pg_database d, aclexplode(d.datacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee \
                  WHERE d.datname = {name} AND (a.grantee = 0 OR r.oid IS NOT NULL) GROUP BY 1, 2 ORDER BY 1, 2"
             ))

@@ -58,13 +58,11 @@ pub(crate) async fn save(job: &Job, database: &str) -> Result<Vec<ConfigFile>> {
             Ok(content) => content,
             Err(refused) => {
                 session = Psql::connect(&job.server, &job.tools, database).await?;
-                match read_here(job, &path).await {
-                    Some(content) => content,
-                    None => {
-                        job.cx.warn(format!("the configuration file {path} is not saved: {}", refused.chain()));
-                        continue;
-                    }
-                }
+                let Some(content) = read_here(job, &path).await else {
+                    job.cx.warn(format!("the configuration file {path} is not saved: {}", refused.chain()));
+                    continue;
+                };
+                content
             }
         };
         let artifact = artifact_of(&folder, &path)?;

@@ -25,6 +25,8 @@ pub(crate) struct ClusterDetails {
     pub(crate) system_identifier: Option<String>,
     pub(crate) data_checksums: bool,
     pub(crate) standby: bool,
+    /// The role that `initdb` made; objects that it owns leave no other trace.
+    pub(crate) bootstrap_role: Option<String>,
     /// Whether `globals.sql` has the roles' password hashes.
     pub(crate) role_passwords: bool,
     pub(crate) tablespaces: Vec<Tablespace>,
@@ -87,6 +89,9 @@ pub(crate) struct DatabaseDetails {
     /// Every role that something in the database, or the database itself, refers to.
     #[serde(default)]
     pub(crate) roles: Vec<String>,
+    /// Materialized views with rows: they are counted, but their rows are not in the dump; a restore refreshes them.
+    #[serde(default)]
+    pub(crate) materialized_views: Vec<String>,
     #[serde(default)]
     pub(crate) publications: Vec<String>,
     #[serde(default)]
@@ -98,7 +103,7 @@ pub(crate) struct DatabaseDetails {
 pub(crate) struct Privilege {
     /// `None`: everybody.
     pub(crate) grantee: Option<String>,
-    pub(crate) privilege: String,
+    pub(crate) kind: String,
     pub(crate) grantable: bool,
 }
 

@@ -2,8 +2,6 @@
 //!
 //! Invariant: counted inside the transaction whose snapshot is dumped, the counts are exactly those of the dump.
 
-use std::collections::BTreeMap;
-
 use backup_core::RunContext;
 use backup_core::error::Result;
 use backup_core::manifest::Fingerprint;
@@ -33,6 +31,15 @@ pub(crate) struct CountedTable {
 }
 
 impl CountedTable {
+    pub(crate) fn is_materialized_view(&self) -> bool {
+        self.materialized
+    }
+
+    /// Its name in the fingerprint.
+    pub(crate) fn readable(&self) -> String {
+        readable(&self.schema, &self.name)
+    }
+
     fn relation(&self) -> String {
         let only = if self.materialized { "" } else { "ONLY " };
         format!("{only}{}", qualified(&self.schema, &self.name))
@@ -72,7 +79,7 @@ pub(crate) async fn count(cx: &RunContext, session: &mut Psql, tables: &[Counted
         let parts: Vec<String> = batch
             .iter()
             .map(|table| {
-                let key = literal(&readable(&table.schema, &table.name));
+                let key = literal(&table.readable());
                 format!("SELECT {key} AS name, count(*) AS rows FROM {}", table.relation())
             })
             .collect();
@@ -94,6 +101,6 @@ struct Counted {
 /// Adds the groups of `other` to `fingerprint`.
 pub(crate) fn merge(fingerprint: &mut Fingerprint, other: Fingerprint) {
     for (group, items) in other.0 {
-        fingerprint.0.entry(group).or_insert_with(BTreeMap::new).extend(items);
+        fingerprint.0.entry(group).or_default().extend(items);
     }
 }
