@@ -284,7 +284,8 @@ impl Drop for Background {
 /// The lines of a dump without the comments, and without the random key of `\\restrict`.
 fn sorted(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stdout);
-    let told = |line: &&str| !line.starts_with("--") && !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
+    let told =
+        |line: &&str| !line.starts_with("--") && !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
     let mut lines: Vec<String> = text.lines().filter(told).map(str::to_owned).collect();
     lines.sort();
     lines

@@ -145,7 +145,9 @@ impl Settings {
             return Err(node.error("`modes` is empty").hint("write `modes: [logical]`, or leave `modes` out"));
         }
         if config.databases.as_ref().is_some_and(Vec::is_empty) {
-            return Err(node.error("`databases` is empty").hint("name a database, or leave `databases` out to save all"));
+            return Err(node
+                .error("`databases` is empty")
+                .hint("name a database, or leave `databases` out to save all"));
         }
         let jobs = config.jobs.unwrap_or(DEFAULT_JOBS);
         if !(1..=MAX_JOBS).contains(&jobs) {

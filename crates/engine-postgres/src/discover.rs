@@ -62,9 +62,8 @@ mod tests {
     fn sockets_are_found_and_other_files_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        let _listening = [5432, 5433].map(|port| {
-            std::os::unix::net::UnixListener::bind(path.join(format!("{PREFIX}{port}"))).unwrap()
-        });
+        let _listening = [5432, 5433]
+            .map(|port| std::os::unix::net::UnixListener::bind(path.join(format!("{PREFIX}{port}"))).unwrap());
         for name in [".s.PGSQL.5432.lock", ".s.PGSQL.5434", ".s.PGSQL.x"] {
             std::fs::write(path.join(name), "").unwrap();
         }

@@ -2,11 +2,11 @@
 //!
 //! Invariant: a tool that ended well is believed only when the artifact was read to its end and found undamaged.
 
+use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::CleanExit;
 use backup_core::host::HostCommand;
 use backup_core::reader::ArtifactReader;
-use backup_core::RunContext;
 use tokio::io::AsyncWriteExt;
 
 use crate::server::Server;
@@ -25,8 +25,7 @@ pub(crate) async fn feed(
 ) -> Result<CleanExit> {
     let name = command.name();
     let mut process = server.host.spawn(command.piped_stdin().null_stdout()).await?;
-    let mut stdin =
-        process.take_stdin().ok_or_else(|| Error::new(ErrorKind::Internal, "a tool has no input"))?;
+    let mut stdin = process.take_stdin().ok_or_else(|| Error::new(ErrorKind::Internal, "a tool has no input"))?;
     let mut refused = false;
     while let Some(data) = artifact.next().await? {
         cx.check_cancelled()?;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::{Host, HostProcess};
-use backup_core::RunContext;
 
 use crate::psql::Psql;
 use crate::server::Server;
@@ -119,7 +119,12 @@ impl Scratch {
 
     /// Stops it at once, without a checkpoint: nobody will want its data.
     pub(crate) async fn stop(mut self) -> Result<()> {
-        let stop = self.server.plain_command(self.tools.program("pg_ctl")).args(["stop", "--mode=immediate", "--silent", "-D"]);
+        let stop = self.server.plain_command(self.tools.program("pg_ctl")).args([
+            "stop",
+            "--mode=immediate",
+            "--silent",
+            "-D",
+        ]);
         let process = self.server.host.spawn(stop.arg(&self.data).null_stdout()).await?;
         process.finish().await?;
         let _immediate_shutdown_has_a_status_of_its_own = self.process.status().await?;

@@ -132,8 +132,8 @@ impl Server {
             Remedy::Role => error.hint("create the role, or name another `user` in the plan"),
             Remedy::Start => error.hint("is the server running, and is this where it listens?"),
             Remedy::Grant => error.hint(format!(
-                "let the role read everything: `GRANT pg_read_all_data TO {user};` (the README of engine-postgres \
-                 lists the privileges)"
+                "the role `{user}` lacks a privilege: a backup needs `GRANT pg_read_all_data TO {user};`, a restore of a \
+                 whole cluster a superuser (the README of engine-postgres lists the privileges)"
             )),
             Remedy::SystemUser => error.hint("name an existing system user as `run_as` in the plan"),
         }
@@ -158,7 +158,7 @@ enum Remedy {
 
 /// What a complaint of a client program means. Texts of `libpq` and of servers that speak English; others pass unexplained.
 fn complaint(stderr: &str) -> Option<(ErrorKind, Remedy)> {
-    const KNOWN: [(&str, ErrorKind, Remedy); 17] = [
+    const KNOWN: [(&str, ErrorKind, Remedy); 18] = [
         ("Peer authentication failed", ErrorKind::PermissionDenied, Remedy::Peer),
         ("password authentication failed", ErrorKind::PermissionDenied, Remedy::Password),
         ("no password supplied", ErrorKind::PermissionDenied, Remedy::Password),
@@ -170,8 +170,9 @@ fn complaint(stderr: &str) -> Option<(ErrorKind, Remedy)> {
         ("terminating connection", ErrorKind::Unreachable, Remedy::Start),
         ("server closed the connection", ErrorKind::Unreachable, Remedy::Start),
         ("the database system is", ErrorKind::Unreachable, Remedy::Start),
-        ("No such file or directory", ErrorKind::Unreachable, Remedy::Start),
-        ("Connection refused", ErrorKind::Unreachable, Remedy::Start),
+        ("failed: No such file or directory", ErrorKind::Unreachable, Remedy::Start),
+        ("failed: Connection refused", ErrorKind::Unreachable, Remedy::Start),
+        ("could not connect to server", ErrorKind::Unreachable, Remedy::Start),
         ("could not translate host name", ErrorKind::Unreachable, Remedy::Start),
         ("timeout expired", ErrorKind::Unreachable, Remedy::Start),
         ("No space left on device", ErrorKind::NoSpace, Remedy::None),

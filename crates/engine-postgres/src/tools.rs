@@ -151,7 +151,9 @@ impl ToolBox {
             }
         }
         // A wrapper in PATH (Debian's pg_wrapper) chooses a version of its own: last resort.
-        if found.is_empty() && let Ok(version) = self.version_of(Path::new(program)).await {
+        if found.is_empty()
+            && let Ok(version) = self.version_of(Path::new(program)).await
+        {
             found.push(Tools { folder: None, version });
         }
         found.sort_by_key(|tools| tools.version);

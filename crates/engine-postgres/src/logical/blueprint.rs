@@ -260,18 +260,15 @@ async fn check_roles(connected: &mut Connected, blueprint: &Blueprint) -> Result
     }
     let list: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
     let create: Vec<String> = missing.iter().map(|name| format!("CREATE ROLE {};", ident(name))).collect();
-    Err(Error::new(ErrorKind::NotFound, format!("the server does not have the role {}", list.join(", "))).hint(format!(
-        "create it ({}), or restore the whole cluster, which brings its roles",
-        create.join(" ")
-    )))
+    Err(Error::new(ErrorKind::NotFound, format!("the server does not have the role {}", list.join(", ")))
+        .hint(format!("create it ({}), or restore the whole cluster, which brings its roles", create.join(" "))))
 }
 
 /// Tries each locale that no database of the server uses, in a transaction that is rolled back.
 async fn check_locales(server: &Server, connected: &mut Connected, blueprint: &Blueprint) -> Result<()> {
     let used = "SELECT datcollate AS name FROM pg_database UNION SELECT datctype FROM pg_database";
     let used: BTreeSet<String> = catalog::names(&mut connected.session, used).await?.into_iter().collect();
-    let has_icu: bool =
-        connected.session.value("EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i')").await?;
+    let has_icu: bool = connected.session.value("EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i')").await?;
     for DatabaseDetails { name, collate, ctype, provider, .. } in blueprint.items.iter().map(|item| &item.details) {
         if provider.as_deref() == Some("i") && !has_icu {
             let message = format!("the database `{name}` uses ICU collations, which the server was built without");
@@ -290,7 +287,8 @@ async fn check_locales(server: &Server, connected: &mut Connected, blueprint: &B
             if let Err(error) = session.execute(&probe).await
                 && error.chain().contains("could not create locale")
             {
-                let message = format!("the server's machine does not have the locale `{locale}` of the database `{name}`");
+                let message =
+                    format!("the server's machine does not have the locale `{locale}` of the database `{name}`");
                 return Err(Error::new(ErrorKind::NotFound, message)
                     .hint("generate it (`locale-gen`, `dpkg-reconfigure locales`) and restart the server")
                     .caused_by(error));

@@ -65,7 +65,8 @@ pub(crate) async fn connect(server: &Server, tools: &ToolBox) -> Result<Connecte
     let mut session = connect_maintenance(server, &any, None).await?;
     let facts = facts(&mut session).await?;
     if facts.version().major() < OLDEST_MAJOR {
-        let message = format!("the server has version {}; versions from {OLDEST_MAJOR} on are supported", facts.version);
+        let message =
+            format!("the server has version {}; versions from {OLDEST_MAJOR} on are supported", facts.version);
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let tools = tools.matching(facts.version()).await?;
@@ -172,18 +173,17 @@ pub(crate) async fn describe(
 async fn settings(session: &mut Psql, name: &str) -> Result<Vec<Setting>> {
     session
         .rows(&format!(
-            "SELECT r.rolname AS role, unnest(s.setconfig) AS setting FROM pg_db_role_setting s \
-             JOIN pg_database d ON d.oid = s.setdatabase LEFT JOIN pg_roles r ON r.oid = s.setrole \
-             WHERE d.datname = {name} AND (s.setrole = 0 OR r.oid IS NOT NULL) ORDER BY 1 NULLS FIRST, 2"
+            "SELECT r.rolname AS role, c.setting FROM pg_db_role_setting s \
+             CROSS JOIN unnest(s.setconfig) WITH ORDINALITY AS c (setting, position) JOIN pg_database d ON d.oid = s.setdatabase LEFT JOIN pg_roles r ON r.oid = s.setrole \
+             WHERE d.datname = {name} AND (s.setrole = 0 OR r.oid IS NOT NULL) ORDER BY r.rolname NULLS FIRST, c.position"
         ))
         .await
 }
 
 /// Adds what only a session inside the database can tell.
 pub(crate) async fn describe_inside(session: &mut Psql, details: &mut DatabaseDetails) -> Result<()> {
-    details.extensions = session
-        .rows::<Extension>("SELECT extname AS name, extversion AS version FROM pg_extension ORDER BY 1")
-        .await?;
+    details.extensions =
+        session.rows::<Extension>("SELECT extname AS name, extversion AS version FROM pg_extension ORDER BY 1").await?;
     details.roles = roles(session).await?;
     details.publications = names(session, "SELECT pubname AS name FROM pg_publication ORDER BY 1").await?;
     let subscriptions = "SELECT subname AS name FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
@@ -262,7 +262,8 @@ pub(crate) async fn missing<'a>(
 pub(crate) async fn is_untouched(session: &mut Psql) -> Result<bool> {
     let tables = ["pg_class", "pg_proc", "pg_type", "pg_namespace", "pg_extension", "pg_largeobject_metadata"];
     // Objects that `initdb` makes have numbers below 16384 (FirstNormalObjectId).
-    let any: Vec<String> = tables.iter().map(|table| format!("EXISTS (SELECT FROM {table} WHERE oid >= 16384)")).collect();
+    let any: Vec<String> =
+        tables.iter().map(|table| format!("EXISTS (SELECT FROM {table} WHERE oid >= 16384)")).collect();
     session.value(&format!("NOT ({})", any.join(" OR "))).await
 }
 

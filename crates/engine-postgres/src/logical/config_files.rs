@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
+use backup_core::ArtifactName;
 use backup_core::error::Result;
 use backup_core::evidence::Evidence;
 use backup_core::sink::ChunkHint;
-use backup_core::ArtifactName;
 use bytes::Bytes;
 
 use super::catalog::names;
@@ -78,9 +78,8 @@ pub(crate) async fn save(job: &Job, database: &str) -> Result<Vec<ConfigFile>> {
 
 /// The server reads the file for us; it needs a superuser, or `pg_read_server_files`.
 async fn read_by_server(session: &mut Psql, path: &str) -> Result<Vec<u8>> {
-    let content: String = session
-        .value(&format!("encode(pg_read_binary_file({}, 0, {MAX_FILE_BYTES}), 'hex')", literal(path)))
-        .await?;
+    let content: String =
+        session.value(&format!("encode(pg_read_binary_file({}, 0, {MAX_FILE_BYTES}), 'hex')", literal(path))).await?;
     hex::decode(content).map_err(|source| {
         backup_core::Error::new(backup_core::ErrorKind::Internal, "a file arrived garbled").caused_by(source)
     })

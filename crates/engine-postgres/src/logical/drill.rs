@@ -7,8 +7,10 @@ use std::time::Instant;
 use async_trait::async_trait;
 use backup_core::engine::{DrillReport, Driller, RestoreTarget};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::host::HostProcess;
 use backup_core::manifest::Fingerprint;
 use backup_core::{BackupReader, RunContext};
+use tokio::io::AsyncReadExt;
 
 use super::Logical;
 use super::blueprint::{self, Purpose};
@@ -24,6 +26,8 @@ use crate::tools::{PgVersion, Tools};
 
 /// The role that `initdb` makes when the manifest does not tell the original's.
 const DEFAULT_SUPERUSER: &str = "postgres";
+/// How much of what `pg_amcheck` found goes into the finding.
+const TOLD_BYTES: u64 = 2048;
 
 #[async_trait]
 impl Driller for Logical {
@@ -78,7 +82,11 @@ impl Logical {
         }
         drill.restore_time = started.elapsed();
         drill.bytes = report(from, &blueprint).bytes;
-        drill.checked.push(format!("{} databases restored onto PostgreSQL {}", blueprint.items.len(), connected.facts.version));
+        drill.checked.push(format!(
+            "{} databases restored onto PostgreSQL {}",
+            blueprint.items.len(),
+            connected.facts.version
+        ));
         let asked = Instant::now();
         cx.unless_cancelled(self.ask(cx, from, details, scratch, &connected, &mut drill)).await?;
         drill.check_time = asked.elapsed();
@@ -150,11 +158,12 @@ impl Logical {
             .env("PGHOST", &scratch.server.endpoint.host)
             .env("PGPORT", scratch.server.endpoint.port.to_string())
             .env("PGUSER", &scratch.server.endpoint.user);
-        let mut process = host.spawn(command.null_stdout()).await?;
+        let mut process = host.spawn(command).await?;
+        let told = beginning(&mut process).await?;
         match process.status().await? {
             Some(0) => drill.checked.push("pg_amcheck found every table and index sound".to_owned()),
             // 2: it looked, and found something.
-            Some(2) => drill.findings.push("pg_amcheck found corruption in the restored databases".to_owned()),
+            Some(2) => drill.findings.push(format!("pg_amcheck found corruption: {told}")),
             _ => {
                 let error = Error::new(ErrorKind::Tool, "pg_amcheck could not check the restored databases");
                 return Err(error.caused_by(process.stderr_tail().trim().to_owned()));
@@ -162,4 +171,14 @@ impl Logical {
         }
         Ok(())
     }
+}
+
+/// The beginning of what a tool prints; the rest is read and forgotten.
+async fn beginning(process: &mut HostProcess) -> Result<String> {
+    let Some(mut stdout) = process.take_stdout() else { return Ok(String::new()) };
+    let mut told = Vec::new();
+    let failed = |source| Error::from_io("cannot read the output of a tool", source);
+    (&mut stdout).take(TOLD_BYTES).read_to_end(&mut told).await.map_err(failed)?;
+    tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await.map_err(failed)?;
+    Ok(String::from_utf8_lossy(&told).trim().to_owned())
 }

@@ -107,8 +107,7 @@ async fn run_pg_dump(job: &Job, details: &DatabaseDetails, snapshot: &str) -> Re
     }
     let command = command.arg("--dbname").arg(job.server.conninfo(&details.name));
     let mut scan = ArchiveScan::default();
-    let (writer, evidence) =
-        stream(job, command, details.artifact.clone(), TRAILER, |data| scan.push(data)).await?;
+    let (writer, evidence) = stream(job, command, details.artifact.clone(), TRAILER, |data| scan.push(data)).await?;
     scan.finish()?;
     let evidence = if scan.is_understood() { evidence } else { without_trailer(evidence) };
     writer.seal(evidence).await.map(|_| ())
@@ -125,8 +124,7 @@ pub(crate) async fn globals(job: &Job, database: &str) -> Result<()> {
             job.server.endpoint.user
         ));
     }
-    let command =
-        command.arg("--dbname").arg(job.server.conninfo(database)).arg(format!("--database={database}"));
+    let command = command.arg("--dbname").arg(job.server.conninfo(database)).arg(format!("--database={database}"));
     let mut tail = Vec::new();
     let (writer, evidence) = stream(job, command, ArtifactName::new(GLOBALS)?, GLOBALS_TRAILER, |data| {
         tail.extend_from_slice(&data[data.len().saturating_sub(GLOBALS_TAIL_BYTES)..]);

@@ -20,7 +20,7 @@ use crate::sql::{ident, literal};
 use crate::tools::PgVersion;
 
 /// Dumps below this size are streamed: writing them to a file first would take longer than several jobs save.
-const PARALLEL_MIN_BYTES: u64 = 32 * 1024 * 1024;
+const PARALLEL_MIN_BYTES: u64 = 16 * 1024 * 1024;
 /// More bytes than this are no globals script.
 const MAX_GLOBALS_BYTES: u64 = 256 * 1024 * 1024;
 
@@ -81,7 +81,15 @@ impl Loader<'_> {
         let command = self
             .server
             .command(self.connected.tools.program("psql"))?
-            .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--set", "VERBOSITY=terse", "--output=/dev/null"])
+            .args([
+                "--no-psqlrc",
+                "--quiet",
+                "--set",
+                "ON_ERROR_STOP=1",
+                "--set",
+                "VERBOSITY=terse",
+                "--output=/dev/null",
+            ])
             .arg("--dbname")
             .arg(self.server.conninfo(self.connected.session.database()))
             .piped_stdin()
@@ -93,7 +101,10 @@ impl Loader<'_> {
             let _stopped = stdin.shutdown().await;
         }
         let code = process.status().await?;
-        self.server.confirm("psql", code, &process.stderr_tail()).map(|_| ()).map_err(|error| error.during("restore roles"))
+        self.server
+            .confirm("psql", code, &process.stderr_tail())
+            .map(|_| ())
+            .map_err(|error| error.during("restore roles"))
     }
 
     async fn load(&self, item: &Item, loading: &str) -> Result<()> {

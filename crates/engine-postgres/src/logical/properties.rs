@@ -96,7 +96,11 @@ mod tests {
         let cases = [
             (None, "work_mem=64MB", "ALTER DATABASE \"d\" SET \"work_mem\" TO '64MB'"),
             (Some("o\"b"), "app.name=it's", "ALTER ROLE \"o\"\"b\" IN DATABASE \"d\" SET \"app\".\"name\" TO 'it''s'"),
-            (None, "search_path=\"$user\", public, \"a,\"\"b\"", "ALTER DATABASE \"d\" SET \"search_path\" TO '$user', 'public', 'a,\"b'"),
+            (
+                None,
+                "search_path=\"$user\", public, \"a,\"\"b\"",
+                "ALTER DATABASE \"d\" SET \"search_path\" TO '$user', 'public', 'a,\"b'",
+            ),
             (None, "search_path=", "ALTER DATABASE \"d\" SET \"search_path\" TO ''"),
         ];
         for (role, setting, expected) in cases {

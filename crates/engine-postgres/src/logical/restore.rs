@@ -24,8 +24,7 @@ impl Restorer for Logical {
                 (steps.collect(), artifacts, Vec::new())
             } else {
                 let mut connected = catalog::connect(&self.server, &self.tools).await?;
-                let blueprint =
-                    blueprint::draw(&self.server, &mut connected, &details, to, Purpose::Live).await?;
+                let blueprint = blueprint::draw(&self.server, &mut connected, &details, to, Purpose::Live).await?;
                 connected.session.close().await?;
                 let artifacts = blueprint.items.iter().map(|item| item.details.artifact.clone()).collect();
                 (steps(&blueprint, &self.server.describe()), artifacts, blueprint.warnings)
@@ -58,9 +57,9 @@ impl Restorer for Logical {
         report.warnings.extend(blueprint.warnings);
         report.warnings.extend(warnings);
         if blueprint.globals.is_some() && !details.cluster.config_files.is_empty() {
-            report.warnings.push(
-                "configuration files are never put over live ones; restore into a folder to get them".to_owned(),
-            );
+            report
+                .warnings
+                .push("configuration files are never put over live ones; restore into a folder to get them".to_owned());
         }
         Ok(report)
     }

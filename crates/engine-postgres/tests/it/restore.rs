@@ -7,7 +7,8 @@ use backup_core::engine::{Existing, Place, RestoreTarget};
 use backup_testkit::PrivatePostgres;
 
 use crate::support::{
-    Saved, WEIRD, back_up, build, context, databases, engine, fill, properties, quoted, restore, select,
+    SAMPLE_DATABASES, Saved, WEIRD, back_up, build, context, databases, engine, fill, properties, quoted, restore,
+    select,
 };
 
 async fn saved_sample() -> (PrivatePostgres, Saved) {
@@ -28,11 +29,11 @@ async fn restore_round_trips_a_cluster() {
     let target = PrivatePostgres::start();
     let report = restore(&engine(&target, ""), &saved.reader().await, &RestoreTarget::default()).await.unwrap();
     assert_eq!(databases(&target), databases(&source));
-    for name in ["app", "postgres", WEIRD] {
+    for name in SAMPLE_DATABASES {
         assert_same(name, &source, &target, name);
     }
     assert_eq!(source.dump_globals(), target.dump_globals());
-    assert!(report.items > 1000 && report.restored.len() == 3, "{report:?}");
+    assert!(report.items > 1000 && report.restored.len() == SAMPLE_DATABASES.len(), "{report:?}");
     // ANALYZE has run.
     assert_eq!(target.sql("app", "select reltuples from pg_class where oid = 'users'::regclass"), "1000");
     // Again, onto what is there now: refused, and nothing changes.
@@ -72,7 +73,7 @@ async fn replacing_waits_until_the_successor_is_complete() {
     let engine = engine(&source, "");
     let reader = saved.reader().await;
     let before = (source.dump("app"), properties(&source, "app"));
-    source.sql("app", "DROP TABLE events; UPDATE users SET name = name || '!'; CREATE TABLE later (id int)");
+    source.sql("app", "DROP TABLE events CASCADE; UPDATE users SET name = name || '!'; CREATE TABLE later (id int)");
     let changed = source.dump("app");
 
     let error = restore(&engine, &reader, &select("app")).await.unwrap_err();
@@ -80,12 +81,15 @@ async fn replacing_waits_until_the_successor_is_complete() {
     assert_eq!(source.dump("app"), changed);
 
     // Somebody is connected; with `--force` they are disconnected at the moment of the swap.
-    let _client = source.pgbench_in_background("app", &["-n", "-T", "1000", "-f", "/dev/stdin"]);
-    let _sleeper = source.pgbench_in_background("app", &["-n", "-T", "1000", "-b", "select-only"]);
+    let sleep = source.socket_folder().join("sleep.sql");
+    std::fs::write(&sleep, "SELECT pg_sleep(1000);").unwrap();
+    let _client = source.pgbench_in_background("app", &["-n", "-f", sleep.to_str().unwrap()]);
+    let connected = "select count(*) from pg_stat_activity where datname = 'app' and query like '%sleep(1000)%'";
+    while source.sql("postgres", connected) == "0" {}
     let replace = RestoreTarget { existing: Existing::Replace, ..select("app") };
     restore(&engine, &reader, &replace).await.unwrap();
     assert_eq!((source.dump("app"), properties(&source, "app")), before);
-    assert_eq!(databases(&source), ["app", "postgres", WEIRD], "nothing is left over");
+    assert_eq!(databases(&source), SAMPLE_DATABASES, "nothing is left over");
 }
 
 #[tokio::test]
@@ -135,7 +139,7 @@ async fn a_restore_that_fails_half_way_leaves_what_was_there() {
         let error = restore(&engine, &reader, &replace).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Tool), "{error:?}");
         assert_eq!(source.dump("app"), before, "{damage:?}");
-        assert_eq!(databases(&source), ["app", "postgres", WEIRD], "{damage:?}: nothing is left over");
+        assert_eq!(databases(&source), SAMPLE_DATABASES, "{damage:?}: nothing is left over");
     }
 }
 
@@ -147,7 +151,7 @@ async fn a_folder_receives_ordinary_files() {
     let engine = engine(&source, "");
     let target = RestoreTarget { place: Place::Folder(folder.path().join("out")), ..RestoreTarget::default() };
     let report = restore(&engine, &reader, &target).await.unwrap();
-    assert_eq!(report.restored.len(), 8);
+    assert_eq!(report.restored.len(), saved.record().artifacts.len());
     let mut sizes = BTreeMap::new();
     for artifact in &saved.record().artifacts {
         let length = std::fs::metadata(folder.path().join("out").join(artifact.name.as_str())).unwrap().len();
@@ -158,19 +162,19 @@ async fn a_folder_receives_ordinary_files() {
     assert_eq!(hba, std::fs::read_to_string(source.data_folder().join("pg_hba.conf")).unwrap());
     assert_eq!(restore(&engine, &reader, &target).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
     let again = RestoreTarget { existing: Existing::Replace, ..target };
-    assert_eq!(restore(&engine, &reader, &again).await.unwrap().restored.len(), 8);
+    assert_eq!(restore(&engine, &reader, &again).await.unwrap().restored.len(), saved.record().artifacts.len());
 }
 
 #[tokio::test]
 async fn a_large_dump_is_loaded_by_several_jobs() {
     let source = PrivatePostgres::start();
     source.sql("postgres", "CREATE DATABASE big");
-    let fill = "CREATE TABLE a AS SELECT n, repeat(md5(n::text), 10) AS t FROM generate_series(1, 60000) n; \
+    let fill = "CREATE TABLE a AS SELECT n, repeat(md5(n::text), 10) AS t FROM generate_series(1, 30000) n; \
                 CREATE TABLE b AS SELECT * FROM a; CREATE INDEX ON a (t); CREATE INDEX ON b (n)";
     source.sql("big", fill);
     let saved = back_up(&engine(&source, "")).await.unwrap();
     let big = saved.record().artifacts.iter().map(|artifact| artifact.bytes).max().unwrap();
-    assert!(big > 32 * 1024 * 1024, "the dump has {big} bytes and would be streamed");
+    assert!(big > 16 * 1024 * 1024, "the dump has {big} bytes and would be streamed");
     let target = PrivatePostgres::start();
     let scratch = tempfile::tempdir_in("/tmp").unwrap();
     for (name, mode) in [("closed to postgres", 0o700), ("open", 0o755)] {
@@ -216,4 +220,69 @@ async fn tablespaces_are_made_when_their_folder_is_there() {
         drop(target);
         make();
     }
+}
+
+#[tokio::test]
+async fn the_maintenance_database_is_replaced_only_when_it_is_unused() {
+    let source = PrivatePostgres::start();
+    source.sql("postgres", "CREATE TABLE t AS SELECT 1 AS id; CREATE ROLE someone");
+    let saved = back_up(&engine(&source, "")).await.unwrap();
+    let target = PrivatePostgres::start();
+    let engine = engine(&target, "");
+    let whole = RestoreTarget::default();
+    target.sql("postgres", "CREATE TABLE mine (id int)");
+    let error = restore(&engine, &saved.reader().await, &whole).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error:?}");
+    target.sql("postgres", "DROP TABLE mine");
+    restore(&engine, &saved.reader().await, &whole).await.unwrap();
+    assert_eq!(target.dump("postgres"), source.dump("postgres"));
+    let force = RestoreTarget { existing: Existing::Replace, ..whole };
+    target.sql("postgres", "CREATE TABLE mine (id int)");
+    restore(&engine, &saved.reader().await, &force).await.unwrap();
+    assert_eq!(target.dump("postgres"), source.dump("postgres"));
+}
+
+#[tokio::test]
+async fn a_restore_by_password_does_not_lock_itself_out() {
+    let source = PrivatePostgres::start();
+    source.sql("postgres", "ALTER ROLE postgres PASSWORD 'of-the-source'; CREATE DATABASE app; CREATE ROLE someone");
+    let saved = back_up(&engine(&source, "")).await.unwrap();
+    let target = PrivatePostgres::start();
+    target.sql("postgres", "ALTER ROLE postgres PASSWORD 'of-the-target'");
+    target.set_hba("local all all scram-sha-256\n");
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&secret, "of-the-target").unwrap();
+    let engine = engine(&target, &format!("password: {{ file: {} }}", secret.path().display()));
+    let report = restore(&engine, &saved.reader().await, &RestoreTarget::default()).await.unwrap();
+    assert!(report.warnings.iter().any(|warning| warning.contains("keeps its password")), "{report:?}");
+    engine.source.preflight(&context()).await.unwrap();
+    target.set_hba("local all all trust\n");
+    while target.try_sql("postgres", "select 1").is_err() {}
+    assert_eq!(databases(&target), ["app", "postgres"]);
+}
+
+#[tokio::test]
+async fn a_cancelled_restore_takes_back_what_it_began() {
+    let (source, saved) = saved_sample().await;
+    let started = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(started.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let flag = started.path().join("flag");
+    let script = format!("[ \"$1\" = --version ] && exec \"$real\" \"$@\"\ntouch {}; sleep 1000", flag.display());
+    let (_tools, bin) = crate::support::tools_with(&source, &[("pg_restore", &script)]);
+    let engine = engine(&source, &format!("bin: {}", bin.display()));
+    let before = (databases(&source), source.dump("app"));
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let cx = context().cancelled_by(cancel.clone());
+    let goal = RestoreTarget { existing: Existing::Replace, ..select("app") };
+    let reader = saved.reader().await;
+    let restoring = tokio::spawn(async move {
+        let plan = engine.restorer.plan_restore(&cx, &reader, &goal).await?;
+        engine.restorer.restore(&cx, &reader, plan).await
+    });
+    while !flag.exists() {
+        tokio::task::yield_now().await;
+    }
+    cancel.cancel();
+    assert_eq!(restoring.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
+    assert_eq!((databases(&source), source.dump("app")), before);
 }

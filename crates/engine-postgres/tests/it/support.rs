@@ -103,7 +103,7 @@ pub(crate) fn properties(server: &PrivatePostgres, name: &str) -> String {
     server.sql(
         "postgres",
         &format!(
-            "select pg_get_userbyid(datdba), encoding, datcollate, datctype, datconnlimit, datacl, \
+            "select pg_get_userbyid(datdba), encoding, datcollate, datctype, datlocprovider, daticulocale, datconnlimit, datacl, \
              shobj_description(d.oid, 'pg_database'), (select array_agg((r.rolname, s.setconfig)::text order by 1) \
              from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole where s.setdatabase = d.oid) \
              from pg_database d where datname = '{name}'"
@@ -111,7 +111,10 @@ pub(crate) fn properties(server: &PrivatePostgres, name: &str) -> String {
     )
 }
 
-/// Roles, and two databases with something of everything.
+/// The databases that [`fill`] makes, and the one that every server has.
+pub(crate) const SAMPLE_DATABASES: [&str; 6] = ["app", "ascii", "icu", "latin", "postgres", WEIRD];
+
+/// Roles, and databases with something of everything.
 pub(crate) fn fill(server: &PrivatePostgres) {
     server.sql(
         "postgres",
@@ -132,6 +135,15 @@ last';
     );
     server.sql("app", SAMPLE);
     server.sql("postgres", &format!("CREATE DATABASE {}", quoted(WEIRD)));
+    server.sql(
+        "postgres",
+        "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;
+        CREATE DATABASE icu LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' TEMPLATE template0;
+        CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;",
+    );
+    server.sql("latin", "CREATE TABLE t AS SELECT 'gr\u{fc}n' AS color");
+    server.sql("icu", "CREATE TABLE t AS SELECT unnest(ARRAY['z', '\u{e4}', 'a']) AS word; CREATE INDEX ON t (word)");
+    server.sql("ascii", "CREATE TABLE t (raw text); INSERT INTO t VALUES (E'\\xff\\xfe')");
     server.sql(WEIRD, "CREATE TABLE \"odd.schema table\" (id int); INSERT INTO \"odd.schema table\" VALUES (1), (2)");
 }
 
