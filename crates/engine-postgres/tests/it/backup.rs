@@ -130,12 +130,16 @@ async fn a_reader_without_superuser_saves_what_it_may_and_says_what_not() {
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
         assert!(error.remedy().unwrap().contains("GRANT pg_read_all_data TO reader;"), "{error:?}");
     }
-    server.sql("postgres", "GRANT pg_read_all_data TO reader");
-    let saved = back_up(&engine).await.unwrap();
-    let warnings = saved.record().warnings.join("\n");
-    assert!(warnings.contains("passwords are not saved"), "{warnings}");
-    assert!(warnings.contains("configuration files are not saved"), "{warnings}");
-    assert_eq!(dumps(&saved), ["postgres"]);
+    for (grant, without_passwords) in [("SELECT ON t", true), ("pg_read_all_data", false)] {
+        server.sql("postgres", &format!("GRANT {grant} TO reader"));
+        let saved = back_up(&engine).await.unwrap();
+        let warnings = saved.record().warnings.join("\n");
+        assert_eq!(warnings.contains("passwords are not saved"), without_passwords, "{warnings}");
+        assert!(warnings.contains("configuration files are not saved"), "{warnings}");
+        assert_eq!(dumps(&saved), ["postgres"]);
+        let globals = saved.reader().await.read(&"globals.sql".parse().unwrap(), 100_000).await.unwrap();
+        assert_eq!(String::from_utf8(globals).unwrap().contains("PASSWORD"), !without_passwords);
+    }
 }
 
 #[tokio::test]
