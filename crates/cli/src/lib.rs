@@ -128,7 +128,7 @@ fn dispatch(session: &Session<'_>, command: &Command) -> backup_core::Result<Exi
     match command {
         Command::Schema(args) => commands::schema::run(session, args),
         Command::Completions(args) => commands::completions::run(session, args),
-        Command::Reference(args) => reference::run(session, args),
+        Command::Reference(args) => Ok(reference::run(session, args)),
         _ => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|source| {
                 Error::new(ErrorKind::Internal, "the asynchronous runtime cannot start").caused_by(source)

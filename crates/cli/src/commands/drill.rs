@@ -114,7 +114,7 @@ fn tell(session: &Session<'_>, measured: &Measured, promise: Promise) -> Exit {
     let (restore, age) = (measured.restore_time(), measured.age);
     let kept = |promise: Option<backup_core::plan::Span>, actual: Duration| match promise {
         None => "nothing promised".to_owned(),
-        Some(span) if actual > span.0 => format!("{} promised", span),
+        Some(span) if actual > span.0 => format!("{span} promised"),
         Some(span) => format!("within the promised {span}"),
     };
     out.summary(format!("restore time  {} ({})", output::span(restore), kept(promise.rto, restore)));

@@ -36,7 +36,7 @@ pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exi
 }
 
 fn check_usage(args: &RestoreArgs, parts: &[&Part]) -> Result<()> {
-    let about_one = if !args.select.is_empty() { "--select" } else { "--rename" };
+    let about_one = if args.select.is_empty() { "--rename" } else { "--select" };
     if parts.len() > 1 && (!args.select.is_empty() || args.rename.is_some()) {
         let names: Vec<String> = parts.iter().map(|part| part.name().to_string()).collect();
         return Err(Error::new(ErrorKind::Usage, format!("`{about_one}` is about one source, and several are chosen"))
@@ -100,7 +100,9 @@ pub(crate) async fn plan_all<'a>(
         return Ok(planned);
     }
     let first = failures.remove(0);
-    failures.iter().for_each(|failure| session.output.error(failure));
+    for failure in &failures {
+        session.output.error(failure);
+    }
     Err(first)
 }
 
