@@ -114,7 +114,7 @@ fn tell(session: &Session<'_>, measured: &Measured, promise: Promise) -> Exit {
     let (restore, age) = (measured.restore_time(), measured.age);
     let kept = |promise: Option<backup_core::plan::Span>, actual: Duration| match promise {
         None => "nothing promised".to_owned(),
-        Some(span) if actual > span.0 => format!("{span} promised"),
+        Some(span) if actual > span.0 => format!("more than the promised {span}"),
         Some(span) => format!("within the promised {span}"),
     };
     out.summary(format!("restore time  {} ({})", output::span(restore), kept(promise.rto, restore)));
@@ -146,10 +146,10 @@ fn show_source(session: &Session<'_>, name: &SourceName, report: &DrillReport) {
     let out = &session.output;
     let verdict = if report.findings.is_empty() { out.paint().good("proven") } else { out.paint().error("wrong") };
     out.summary(format!(
-        "{name}: {verdict}: {} restored in {}, {} items compared in {}",
+        "{name}: {verdict}: {} restored in {}, {} compared in {}",
         output::bytes(report.bytes),
         output::span(report.restore_time),
-        output::count(report.items),
+        output::counted(report.items, "item"),
         output::span(report.check_time),
     ));
     for what in &report.checked {

@@ -128,8 +128,11 @@ fn tell(session: &Session<'_>, written: &Written, created: &Created) {
         }
         out.summary(format!("{} {}", if *made { "wrote" } else { "used" }, key.display()));
     }
-    let how = if created.created { "created" } else { "found, there already," };
-    out.summary(format!("{how} the {}", created.description));
+    if created.created {
+        out.summary(format!("created the {}", created.description));
+    } else {
+        out.summary(format!("the {} was there already", created.description));
+    }
     for note in &created.notes {
         out.note(note);
     }

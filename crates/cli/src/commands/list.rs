@@ -15,7 +15,8 @@ pub(crate) async fn run(session: &Session<'_>, args: &ListArgs) -> Result<Exit> 
     let stack = Stack::load(session)?;
     let sink = stack.open(session, Access::Read).await?;
     let plan = (!args.all_plans).then(|| stack.plan.name.clone());
-    let snapshots = sink.snapshots(&SnapshotFilter { plan }).await?;
+    let mut snapshots = sink.snapshots(&SnapshotFilter { plan }).await?;
+    snapshots.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
     session.output.result("list", Exit::Done, &json!({ "snapshots": snapshots }));
     if snapshots.is_empty() {
         session

@@ -170,9 +170,9 @@ pub(crate) async fn restore_all<'a>(session: &Session<'_>, planned: Vec<Planned<
 fn tell(session: &Session<'_>, id: &SnapshotId, done: &[Restored<'_>]) -> Exit {
     let out = &session.output;
     for Restored { part, report, took } in done {
-        let (items, bytes) = (output::count(report.items), output::bytes(report.bytes));
+        let (items, bytes) = (output::counted(report.items, "item"), output::bytes(report.bytes));
         let name = out.paint().good(part.name().as_str());
-        out.summary(format!("{name} restored from {id}: {items} items, {bytes} in {}", output::span(*took)));
+        out.summary(format!("{name} restored from {id}: {items}, {bytes} in {}", output::span(*took)));
         for place in &report.restored {
             out.summary(format!("  {place}"));
         }

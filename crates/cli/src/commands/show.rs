@@ -57,7 +57,7 @@ fn show_source(out: &Output, source: &SourceRecord) {
     }
     for (group, items) in &source.fingerprint.0 {
         let total = output::count(source.fingerprint.total(group));
-        out.line(format!("  counted   {group}: {total} in {} items", output::count(items.len() as u64)));
+        out.line(format!("  counted   {group}: {total} in {}", output::counted(items.len() as u64, "item")));
     }
     for warning in &source.warnings {
         out.line(format!("  {} {warning}", out.paint().warning("warning:")));

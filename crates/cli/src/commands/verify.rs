@@ -54,6 +54,8 @@ struct Structure {
     checked: Vec<String>,
     findings: Vec<Finding>,
     skipped: Vec<String>,
+    /// Why an engine could not read what it wanted to check.
+    unreadable: Vec<String>,
 }
 
 async fn structure(
@@ -80,7 +82,14 @@ async fn structure(
                 source: name.clone(),
                 failure: report.as_ref().err().map(Error::chain),
             });
-            let report = report?;
+            let report = match report {
+                // The other sources are worth looking at all the same.
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    found.unreadable.push(error.chain());
+                    continue;
+                }
+                other => other?,
+            };
             found.checked.extend(report.checked.into_iter().map(|what| format!("{id}: {name}: {what}")));
             found.findings.extend(report.findings);
         }
@@ -109,13 +118,17 @@ fn tell(session: &Session<'_>, snapshots: &[SnapshotId], check: &CheckReport, st
         let Finding { snapshot, source, artifact, problem } = finding;
         out.line(format!("{} {source}/{artifact} of {snapshot}: {problem}", out.paint().error("damaged:")));
     }
+    for why in &structure.unreadable {
+        out.line(format!("{} {why}", out.paint().error("damaged:")));
+    }
     for what in &structure.checked {
         out.summary(what);
     }
-    let whole = check.damage.is_empty() && structure.findings.is_empty();
+    let whole = check.damage.is_empty() && structure.findings.is_empty() && structure.unreadable.is_empty();
     let exit = if whole { Exit::Done } else { Exit::Damage };
-    let amount = if snapshots.len() == 1 { "1 snapshot".to_owned() } else { format!("{} snapshots", snapshots.len()) };
-    let looked = format!("{amount}: {} objects, {} read", output::count(check.objects), output::bytes(check.bytes));
+    let (amount, objects) =
+        (output::counted(snapshots.len() as u64, "snapshot"), output::counted(check.objects, "object"));
+    let looked = format!("{amount}: {objects}, {} read", output::bytes(check.bytes));
     if whole {
         out.summary(format!("{looked}; {}", out.paint().good("no damage found")));
     } else {
@@ -124,7 +137,7 @@ fn tell(session: &Session<'_>, snapshots: &[SnapshotId], check: &CheckReport, st
     let body = json!({
         "snapshots": snapshots, "objects": check.objects, "bytes": check.bytes, "damage": check.damage,
         "findings": structure.findings, "checked": structure.checked,
-        "notes": check.notes, "skipped": structure.skipped,
+        "unreadable": structure.unreadable, "notes": check.notes, "skipped": structure.skipped,
     });
     out.result("verify", exit, &body);
     exit
@@ -158,8 +171,10 @@ fn advice(check: &CheckReport, structure: &Structure) -> String {
     let hurts = check.damage.iter().flat_map(|damage| &damage.hurts).map(hurt_name);
     let found = structure.findings.iter().map(|finding| format!("{}/{}", finding.source, finding.artifact));
     let count = hurts.chain(found).collect::<std::collections::BTreeSet<_>>().len();
+    let are = if count == 1 { "is" } else { "are" };
+    let hurt = output::counted(count as u64, "artifact");
     format!(
-        "{count} artifacts are hurt; everything that is not named can still be restored. \
+        "{hurt} {are} hurt; everything that is not named can still be restored. \
          Run `stackward backup` now, and look at the disk"
     )
 }

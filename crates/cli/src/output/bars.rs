@@ -39,7 +39,7 @@ struct Line {
 
 impl Line {
     fn show(&self) {
-        let items = if self.items > 0 { format!("  {} items", human::count(self.items)) } else { String::new() };
+        let items = if self.items > 0 { format!("  {}", human::counted(self.items, "item")) } else { String::new() };
         let step = if self.step.is_empty() { String::new() } else { format!("  {}", self.step) };
         self.bar.set_message(format!("{items}{step}"));
     }
@@ -109,7 +109,7 @@ impl Bars {
         if let Some(total) = &state.total {
             total.set_position(state.total_bytes);
             if state.total_items > 0 {
-                total.set_message(format!("  {} items", human::count(state.total_items)));
+                total.set_message(format!("  {}", human::counted(state.total_items, "item")));
             }
         }
     }

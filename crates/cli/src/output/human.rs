@@ -39,6 +39,13 @@ pub fn count(number: u64) -> String {
     grouped
 }
 
+/// A count and what is counted: `1 item`, `12,345 items`.
+#[must_use]
+pub fn counted(number: u64, what: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{} {what}{ending}", count(number))
+}
+
 /// How long something took: `0.4 s`, `3 min 20 s`, `2 h 5 min`.
 #[must_use]
 pub fn span(took: Duration) -> String {
@@ -86,7 +93,7 @@ mod tests {
             (1024, "1.0 KiB"),
             (1536, "1.5 KiB"),
             (102_400, "100 KiB"),
-            (1_503_238_553, "1.4 GiB"),
+            (1_503_238_656, "1.4 GiB"),
             (u64::MAX, "15.9 EiB"),
         ];
         for (count, expected) in cases {

@@ -47,8 +47,11 @@ pub(crate) async fn choose_for(
     })
 }
 
+/// Oldest first. Ids sort by the second only; two runs may have begun within one.
 async fn of_plan(sink: &dyn Sink, plan: &PlanName) -> Result<Vec<SnapshotSummary>> {
-    sink.snapshots(&SnapshotFilter { plan: Some(plan.clone()) }).await
+    let mut snapshots = sink.snapshots(&SnapshotFilter { plan: Some(plan.clone()) }).await?;
+    snapshots.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+    Ok(snapshots)
 }
 
 fn none_yet(sink: &dyn Sink, plan: &PlanName) -> Error {
