@@ -13,7 +13,7 @@ use backup_core::engine::{
 };
 use backup_core::manifest::{Fingerprint, ServerRecord};
 use backup_core::sink::ChunkHint;
-use backup_core::tree::{EntryKind, FileTime, TreeEntry, TreePath};
+use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, BackupWriter, Error, ErrorKind, Evidence, Result, RunContext};
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -84,7 +84,7 @@ fn entry(path: &str, kind: EntryKind) -> TreeEntry {
         group: None,
         modified: FileTime { seconds: 1_795_157_751, nanos: 5 },
         xattrs: Vec::new(),
-        identity: Default::default(),
+        identity: FileIdentity::default(),
     }
 }
 
@@ -138,7 +138,7 @@ impl Source for Note {
             cx.warn("the note is short");
         }
         cx.step("copying");
-        let lines = text.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let lines = String::from_utf8_lossy(&text).lines().count() as u64;
         let mut artifact = out.artifact(name("note.txt"), ChunkHint::Stream).await?;
         let length = text.len() as u64;
         artifact.write(Bytes::from(text)).await?;
