@@ -8,7 +8,9 @@ use backup_core::Result;
 use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::Sink;
 
-pub use crate::shim::{Created, RecipientInfo, Repository, Unlock, keys};
+// The crate `storage` takes the place of this module once it is merged; the signatures are the same.
+use crate::shim as backend;
+pub use backend::{Created, RecipientInfo, Repository, Unlock, keys};
 
 /// What makes and opens sinks. `folder` is where relative paths of the plan start.
 #[async_trait]
@@ -33,14 +35,14 @@ pub struct Stored;
 #[async_trait]
 impl Sinks for Stored {
     async fn create(&self, sink: &SinkConfig, folder: &Path) -> Result<Created> {
-        crate::shim::create(sink, folder).await
+        backend::create(sink, folder).await
     }
 
     async fn open(&self, sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>> {
-        crate::shim::open(sink, folder, unlock).await
+        backend::open(sink, folder, unlock).await
     }
 
     async fn repository(&self, config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {
-        crate::shim::open_repository(config, folder, unlock).await
+        backend::open_repository(config, folder, unlock).await
     }
 }
