@@ -35,7 +35,9 @@ pub struct RecipientInfo {
     /// The public key.
     pub recipient: String,
     /// When it was added.
-    pub added: Option<jiff::Timestamp>,
+    pub added: jiff::Timestamp,
+    /// Whether its private half lies in the repository, under the passphrase.
+    pub passphrase: bool,
 }
 
 /// An open repository.

@@ -68,15 +68,18 @@ async fn repository(session: &Session<'_>, stack: &Stack) -> Result<Repository> 
 async fn list(session: &Session<'_>) -> Result<Exit> {
     let stack = Stack::load(session)?;
     let recipients = repository(session, &stack).await?.recipients().await?;
-    let mut table = Table::new(&[("PUBLIC KEY", Align::Left), ("ADDED", Align::Left)]);
+    let mut table = Table::new(&[("PUBLIC KEY", Align::Left), ("ADDED", Align::Left), ("OPENED BY", Align::Left)]);
     for info in &recipients {
-        table.row([info.recipient.clone(), info.added.map(output::moment).unwrap_or_default()]);
+        let opened_by = if info.passphrase { "the passphrase" } else { "its private key" };
+        table.row([info.recipient.clone(), output::moment(info.added), opened_by.to_owned()]);
     }
     for line in table.lines() {
         session.output.line(line);
     }
-    let shown: Vec<_> =
-        recipients.iter().map(|info| json!({ "recipient": info.recipient, "added": info.added })).collect();
+    let shown: Vec<_> = recipients
+        .iter()
+        .map(|info| json!({ "recipient": info.recipient, "added": info.added, "passphrase": info.passphrase }))
+        .collect();
     session.output.result("key list", Exit::Done, &json!({ "recipients": shown }));
     Ok(Exit::Done)
 }
