@@ -1,0 +1,348 @@
+//! The command line as types. Doc comments here are the help texts, the man page and `docs/reference/cli.md`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use backup_core::{ArtifactName, PlanName, SnapshotId, SourceName};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Backs up whole service stacks, proves that each backup restores, and puts the stack back.
+#[derive(Debug, Parser)]
+#[command(name = "stackward", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or plan, 3 partial, 10 no repository, 11 busy, \
+    12 wrong key, 20 damage found, 21 drill failed, 130 interrupted.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// The plan [default: stackward.yaml here, then /etc/stackward/stackward.yaml]
+    #[arg(long, global = true, value_name = "FILE", env = "STACKWARD_PLAN", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub plan: Option<PathBuf>,
+
+    /// The private key that opens backups [default: stackward.key beside the plan, when it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "STACKWARD_IDENTITY", hide_env_values = true, value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
+
+    /// Print JSON lines: events, then one result
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// No progress and no closing summary; warnings and errors remain
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+
+    /// When to use colours: auto, always, never
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_possible_values = true)]
+    pub color: ColorChoice,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ColorChoice {
+    /// On terminals, unless NO_COLOR is set
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a plan from what is found on this machine, make a key pair, create the repository
+    Init(InitArgs),
+    /// Check the plan; with --online also everything it names
+    Validate(ValidateArgs),
+    /// Back up the plan's sources into a new snapshot
+    Backup(BackupArgs),
+    /// List snapshots
+    List(ListArgs),
+    /// Show what a snapshot holds and why it is believed to be whole
+    Show(ShowArgs),
+    /// List the artifacts of a snapshot, or the files of a tree
+    Ls(LsArgs),
+    /// Write an artifact, or a file of a tree, to standard output
+    Cat(CatArgs),
+    /// Check what is stored, without restoring it
+    Verify(VerifyArgs),
+    /// Put sources back
+    Restore(RestoreArgs),
+    /// Prove a snapshot: restore it into a scratch place, ask it questions, measure
+    Drill(DrillArgs),
+    /// Make key pairs, and say who can read the repository
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print a JSON Schema
+    Schema(SchemaArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Show the whole circle on a stack made up for it: back up, destroy, restore, compare, drill
+    #[cfg(feature = "demo")]
+    Demo(DemoArgs),
+    /// Print a page of the reference as Markdown
+    #[command(hide = true)]
+    Reference(ReferenceArgs),
+}
+
+/// A snapshot as a user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotName {
+    /// The newest that serves.
+    Latest,
+    /// A whole id.
+    Id(SnapshotId),
+    /// The beginning of an id.
+    Prefix(String),
+}
+
+impl FromStr for SnapshotName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "latest" {
+            return Ok(Self::Latest);
+        }
+        if let Ok(id) = SnapshotId::new(text) {
+            return Ok(Self::Id(id));
+        }
+        let plain = |c: char| c.is_ascii_digit() || c.is_ascii_lowercase() || c == '-';
+        if !text.is_empty() && text.starts_with(|c: char| c.is_ascii_digit()) && text.chars().all(plain) {
+            return Ok(Self::Prefix(text.to_owned()));
+        }
+        Err("a snapshot is an id such as 20261120-063551-7k3q9xwm, the beginning of one, or `latest`".to_owned())
+    }
+}
+
+/// Options of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where to keep backups: a folder, or the URL of an object store
+    #[arg(long, value_name = "URL")]
+    pub repository: Option<String>,
+    /// The plan's name [default: this machine's name]
+    #[arg(long)]
+    pub name: Option<PlanName>,
+    /// Show what would be written, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Also open the repository and ask every source whether a backup would work
+    #[arg(long)]
+    pub online: bool,
+}
+
+/// Options of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Only these sources
+    #[arg(value_name = "SOURCE")]
+    pub sources: Vec<SourceName>,
+    /// Ask every source whether a backup would work, and store nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Also list the snapshots of other plans in the same repository
+    #[arg(long)]
+    pub all_plans: bool,
+}
+
+/// Options of `show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The snapshot
+    #[arg(default_value = "latest")]
+    pub snapshot: SnapshotName,
+}
+
+/// Options of `ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// The snapshot
+    #[arg(default_value = "latest")]
+    pub snapshot: SnapshotName,
+    /// Only this source
+    pub source: Option<SourceName>,
+    /// The files of this tree
+    pub artifact: Option<ArtifactName>,
+    /// Only what is in this folder of the tree
+    pub path: Option<OsString>,
+    /// Also what is in folders below
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+}
+
+/// Options of `cat`.
+#[derive(Debug, Args)]
+pub struct CatArgs {
+    /// The snapshot
+    pub snapshot: SnapshotName,
+    /// The source
+    pub source: SourceName,
+    /// The artifact
+    pub artifact: ArtifactName,
+    /// The file, when the artifact is a tree
+    pub path: Option<OsString>,
+}
+
+/// Options of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The snapshots [default: latest]
+    #[arg(value_name = "SNAPSHOT", conflicts_with_all = ["all", "latest"])]
+    pub snapshots: Vec<SnapshotName>,
+    /// Every snapshot of this plan
+    #[arg(long, conflicts_with = "latest")]
+    pub all: bool,
+    /// The newest snapshot (the default)
+    #[arg(long)]
+    pub latest: bool,
+    /// How deep to look
+    #[arg(long, default_value = "data")]
+    pub depth: DepthArg,
+}
+
+/// How deep a verification looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DepthArg {
+    /// Manifests parse, and everything that they refer to is there
+    Manifest,
+    /// Also every stored byte is read and compared with its checksum
+    Data,
+    /// Also each engine reads its artifacts and checks their structure; needs a private key
+    Structure,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot; `latest` is the newest in which every chosen source is complete
+    #[arg(default_value = "latest")]
+    pub snapshot: SnapshotName,
+    /// Only this source (may be repeated) [default: all of the plan]
+    #[arg(long = "source", value_name = "NAME")]
+    pub sources: Vec<SourceName>,
+    /// Restore each source below DIR/SOURCE instead of where it came from
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub target: Option<PathBuf>,
+    /// Only this item: a path, a database (may be repeated; needs one --source)
+    #[arg(long = "select", value_name = "ITEM")]
+    pub select: Vec<String>,
+    /// Restore under this name instead: a database (needs one --source)
+    #[arg(long, value_name = "NAME")]
+    pub rename: Option<String>,
+    /// Replace what stands in the way
+    #[arg(long)]
+    pub force: bool,
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `drill`.
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    /// The snapshot; `latest` is the newest in which every chosen source is complete
+    #[arg(default_value = "latest")]
+    pub snapshot: SnapshotName,
+    /// Only this source (may be repeated) [default: all of the plan]
+    #[arg(long = "source", value_name = "NAME")]
+    pub sources: Vec<SourceName>,
+    /// Restore below this folder [default: the system's folder for temporary files]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub scratch: Option<PathBuf>,
+}
+
+/// The commands below `key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key pair
+    Generate {
+        /// Write the private key to this file (mode 0600) instead of standard output
+        #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
+    },
+    /// Let a public key read the repository, old backups included; needs a private key that can
+    Add {
+        /// The public key: age1…
+        recipient: String,
+    },
+    /// Stop a public key from reading the repository; needs a private key that can
+    Remove {
+        /// The public key: age1…
+        recipient: String,
+    },
+    /// List the public keys that can read the repository
+    List,
+    /// Let this machine write to the repository; needs a private key
+    Enroll,
+}
+
+/// Options of `schema`.
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// Of what
+    #[arg(default_value = "plan")]
+    pub of: SchemaOf,
+}
+
+/// What there is a schema of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SchemaOf {
+    /// The plan
+    Plan,
+    /// The manifest
+    Manifest,
+}
+
+/// Options of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Options of `demo`.
+#[cfg(feature = "demo")]
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Keep the folder with the stack, the plan, the key and the repository
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Options of `reference`.
+#[derive(Debug, Args)]
+pub struct ReferenceArgs {
+    /// Which page
+    pub page: ReferencePage,
+}
+
+/// The generated pages of `docs/reference`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReferencePage {
+    /// The commands
+    Cli,
+    /// The exit codes
+    ExitCodes,
+}

@@ -1,0 +1,189 @@
+//! `stackward restore`: puts sources back.
+//!
+//! Invariant: before the first byte is written, the snapshot was found whole and every source's restore was planned.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backup_core::engine::{Existing, Place, RestorePlan, RestoreReport, RestoreTarget};
+use backup_core::sink::Sink;
+use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SnapshotId};
+use serde_json::json;
+
+use super::verify::refuse_damaged;
+use crate::args::RestoreArgs;
+use crate::exit::Exit;
+use crate::output;
+use crate::session::Session;
+use crate::stack::{Access, Part, Stack, choose_for};
+
+pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exit> {
+    let stack = Stack::load(session)?;
+    let parts = stack.select(&args.sources)?;
+    check_usage(args, &parts)?;
+    let sink = stack.open(session, Access::Read).await?;
+    let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
+    let chosen = choose_for(sink.as_ref(), &stack.plan.name, &args.snapshot, &names);
+    let id = session.unless_interrupted(chosen).await?;
+    let target = |part: &Part| target(args, part);
+    let planned = plan_all(session, sink.as_ref(), &id, &parts, target).await?;
+    if args.dry_run {
+        return Ok(show_plans(session, &id, &planned));
+    }
+    let done = restore_all(session, planned).await?;
+    Ok(tell(session, &id, &done))
+}
+
+fn check_usage(args: &RestoreArgs, parts: &[&Part]) -> Result<()> {
+    let about_one = if args.select.is_empty() { "--rename" } else { "--select" };
+    if parts.len() > 1 && (!args.select.is_empty() || args.rename.is_some()) {
+        let names: Vec<String> = parts.iter().map(|part| part.name().to_string()).collect();
+        return Err(Error::new(ErrorKind::Usage, format!("`{about_one}` is about one source, and several are chosen"))
+            .hint(format!("add `--source NAME`: {}", names.join(", "))));
+    }
+    Ok(())
+}
+
+fn target(args: &RestoreArgs, part: &Part) -> RestoreTarget {
+    RestoreTarget {
+        place: match &args.target {
+            Some(folder) => Place::Folder(absolute(folder).join(part.name().as_str())),
+            None => Place::Original,
+        },
+        existing: if args.force { Existing::Replace } else { Existing::Refuse },
+        select: args.select.clone(),
+        rename: args.rename.clone(),
+    }
+}
+
+fn absolute(path: &Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// One source, ready to be restored.
+pub(crate) struct Planned<'a> {
+    part: &'a Part,
+    reader: BackupReader,
+    plan: RestorePlan,
+}
+
+/// Plans the restore of every part; changes nothing.
+///
+/// # Errors
+/// The first of the failures; the others were shown. [`ErrorKind::Damaged`] when the snapshot is not whole.
+pub(crate) async fn plan_all<'a>(
+    session: &Session<'_>,
+    sink: &dyn Sink,
+    id: &SnapshotId,
+    parts: &[&'a Part],
+    target: impl Fn(&Part) -> RestoreTarget,
+) -> Result<Vec<Planned<'a>>> {
+    let snapshot = session.unless_interrupted(sink.open(id)).await?;
+    let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
+    refuse_damaged(session, sink, id, &names).await?;
+    let mut planned = Vec::new();
+    let mut failures = Vec::new();
+    for part in parts {
+        let cx = session.context(part.name());
+        let one = async {
+            let reader = BackupReader::new(Arc::clone(&snapshot), part.name().clone())?;
+            let plan = cx.unless_cancelled(part.engine.restorer.plan_restore(&cx, &reader, &target(part))).await?;
+            Ok(Planned { part, reader, plan })
+        };
+        match one.await {
+            Ok(one) => planned.push(one),
+            Err(error) => failures.push(name_source(error, part)),
+        }
+    }
+    if failures.is_empty() {
+        return Ok(planned);
+    }
+    let first = failures.remove(0);
+    for failure in &failures {
+        session.output.error(failure);
+    }
+    Err(first)
+}
+
+fn name_source(error: Error, part: &Part) -> Error {
+    if error.operation().is_some() { error } else { error.during(format!("restore `{}`", part.name())) }
+}
+
+fn show_plans(session: &Session<'_>, id: &SnapshotId, planned: &[Planned<'_>]) -> Exit {
+    let out = &session.output;
+    for Planned { part, plan, .. } in planned {
+        out.line(format!("{} from {id}: {}", out.paint().strong(part.name().as_str()), output::bytes(plan.bytes)));
+        for step in &plan.steps {
+            out.line(format!("  {step}"));
+        }
+        for warning in &plan.warnings {
+            out.warn(format!("{}: {warning}", part.name()));
+        }
+    }
+    out.summary("nothing was changed");
+    let sources: Vec<_> = planned
+        .iter()
+        .map(|Planned { part, plan, .. }| {
+            json!({ "name": part.name(), "steps": plan.steps, "bytes": plan.bytes, "warnings": plan.warnings })
+        })
+        .collect();
+    out.result("restore", Exit::Done, &json!({ "dry_run": true, "snapshot": id, "sources": sources }));
+    Exit::Done
+}
+
+/// One source that was restored.
+pub(crate) struct Restored<'a> {
+    pub(crate) part: &'a Part,
+    pub(crate) report: RestoreReport,
+    pub(crate) took: Duration,
+}
+
+/// Carries the plans out, in the plan's order, until one fails.
+pub(crate) async fn restore_all<'a>(session: &Session<'_>, planned: Vec<Planned<'a>>) -> Result<Vec<Restored<'a>>> {
+    let all: Vec<String> = planned.iter().map(|one| one.part.name().to_string()).collect();
+    let mut done = Vec::new();
+    for Planned { part, reader, plan } in planned {
+        let cx = session.context(part.name());
+        cx.check_cancelled()?;
+        let begun = Instant::now();
+        for warning in &plan.warnings {
+            cx.warn(warning.clone());
+        }
+        cx.report(&Event::Started { source: part.name().clone(), work: "restore", expected_bytes: Some(plan.bytes) });
+        let result = part.engine.restorer.restore(&cx, &reader, plan).await;
+        let failure = result.as_ref().err().map(Error::chain);
+        cx.report(&Event::Finished { source: part.name().clone(), failure });
+        match result {
+            Ok(report) => done.push(Restored { part, report, took: begun.elapsed() }),
+            Err(error) => {
+                if done.len() + 1 < all.len() {
+                    session.output.note(format!("not restored: {}", all[done.len()..].join(", ")));
+                }
+                return Err(name_source(error, part));
+            }
+        }
+    }
+    Ok(done)
+}
+
+fn tell(session: &Session<'_>, id: &SnapshotId, done: &[Restored<'_>]) -> Exit {
+    let out = &session.output;
+    for Restored { part, report, took } in done {
+        let (items, bytes) = (output::counted(report.items, "item"), output::bytes(report.bytes));
+        let name = out.paint().good(part.name().as_str());
+        out.summary(format!("{name} restored from {id}: {items}, {bytes} in {}", output::span(*took)));
+        for place in &report.restored {
+            out.summary(format!("  {place}"));
+        }
+        for warning in &report.warnings {
+            out.warn(format!("{}: {warning}", part.name()));
+        }
+    }
+    let sources: Vec<_> = done
+        .iter()
+        .map(|one| json!({ "name": one.part.name(), "seconds": output::seconds(one.took), "report": one.report }))
+        .collect();
+    out.result("restore", Exit::Done, &json!({ "snapshot": id, "sources": sources }));
+    Exit::Done
+}

@@ -1,0 +1,139 @@
+//! Exit codes: the stable part of the command line that scripts rely on.
+//!
+//! Invariant: a number never changes its meaning; `docs/reference/exit-codes.md` is generated from [`Exit::ALL`].
+
+use backup_core::{Error, ErrorKind};
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything that was asked for was done.
+    Done,
+    /// It failed for a reason that has no code of its own.
+    Failed,
+    /// The command line or the plan is wrong; nothing was attempted.
+    Usage,
+    /// A snapshot was committed, but some sources are not in it.
+    Partial,
+    /// There is no repository where the plan says, or only half of one.
+    NoRepository,
+    /// Someone else holds what is needed.
+    Busy,
+    /// The key at hand does not open the repository.
+    WrongKey,
+    /// Stored bytes are not what was written.
+    Damage,
+    /// A drill gave wrong answers, or a promise was missed.
+    DrillFailed,
+    /// The user, or the system, told the program to stop.
+    Interrupted,
+}
+
+impl Exit {
+    /// Every code, in numerical order.
+    pub const ALL: [Self; 10] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::Partial,
+        Self::NoRepository,
+        Self::Busy,
+        Self::WrongKey,
+        Self::Damage,
+        Self::DrillFailed,
+        Self::Interrupted,
+    ];
+
+    /// The number.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Partial => 3,
+            Self::NoRepository => 10,
+            Self::Busy => 11,
+            Self::WrongKey => 12,
+            Self::Damage => 20,
+            Self::DrillFailed => 21,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// The name in a few words, and what it means for whoever called.
+    #[must_use]
+    pub const fn meaning(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Done => ("done", "Everything that was asked for was done."),
+            Self::Failed => ("failed", "It failed; the message on stderr says why. Nothing was committed."),
+            Self::Usage => ("usage or plan", "The command line or the plan is wrong; nothing was attempted."),
+            Self::Partial => ("partial", "A snapshot was committed without some sources; `stackward show` says which."),
+            Self::NoRepository => ("no repository", "There is no repository where the plan says, or only half of one."),
+            Self::Busy => ("busy", "Someone else holds what is needed; try again later."),
+            Self::WrongKey => ("wrong key", "The key at hand does not open the repository."),
+            Self::Damage => ("damage found", "Stored bytes are not what was written; the output names what is hurt."),
+            Self::DrillFailed => ("drill failed", "A drill gave wrong answers, or a promise of the plan was missed."),
+            Self::Interrupted => ("interrupted", "Stopped by SIGINT or SIGTERM; nothing was committed."),
+        }
+    }
+
+    /// The code that an error deserves.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        match error.kind() {
+            ErrorKind::Usage | ErrorKind::Plan => Self::Usage,
+            ErrorKind::NoRepository => Self::NoRepository,
+            ErrorKind::Busy => Self::Busy,
+            ErrorKind::WrongKey => Self::WrongKey,
+            ErrorKind::Damaged => Self::Damage,
+            ErrorKind::DrillFailed => Self::DrillFailed,
+            ErrorKind::Interrupted => Self::Interrupted,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_those_that_scripts_know() {
+        let codes = Exit::ALL.map(Exit::code);
+        assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 20, 21, 130]);
+    }
+
+    #[test]
+    fn each_kind_of_error_has_its_code() {
+        let cases = [
+            (ErrorKind::Usage, 2),
+            (ErrorKind::Plan, 2),
+            (ErrorKind::NotFound, 1),
+            (ErrorKind::AlreadyExists, 1),
+            (ErrorKind::PermissionDenied, 1),
+            (ErrorKind::Unreachable, 1),
+            (ErrorKind::Unsupported, 1),
+            (ErrorKind::Incomplete, 1),
+            (ErrorKind::Damaged, 20),
+            (ErrorKind::NoRepository, 10),
+            (ErrorKind::Busy, 11),
+            (ErrorKind::WrongKey, 12),
+            (ErrorKind::DrillFailed, 21),
+            (ErrorKind::NoSpace, 1),
+            (ErrorKind::Interrupted, 130),
+            (ErrorKind::Io, 1),
+            (ErrorKind::Tool, 1),
+            (ErrorKind::Internal, 1),
+        ];
+        for (kind, code) in cases {
+            assert_eq!(Exit::of(&Error::new(kind, "x")).code(), code, "{}", kind.name());
+        }
+    }
+}

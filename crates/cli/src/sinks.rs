@@ -1,0 +1,48 @@
+//! Opening the place where snapshots are kept, behind a trait so that tests can keep them in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backup_core::Result;
+use backup_core::plan::{RepositoryConfig, SinkConfig};
+use backup_core::sink::Sink;
+
+// The crate `storage` takes the place of this module once it is merged; the signatures are the same.
+use crate::shim as backend;
+pub use backend::{Created, RecipientInfo, Repository, Unlock, keys};
+
+/// What makes and opens sinks. `folder` is where relative paths of the plan start.
+#[async_trait]
+pub trait Sinks: std::fmt::Debug + Send + Sync {
+    /// Makes the sink, unless it is there already.
+    async fn create(&self, sink: &SinkConfig, folder: &Path) -> Result<Created>;
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`NoRepository`](backup_core::ErrorKind::NoRepository), [`WrongKey`](backup_core::ErrorKind::WrongKey).
+    async fn open(&self, sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>>;
+
+    /// Opens a repository to change its keys.
+    async fn repository(&self, config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository>;
+}
+
+/// The sinks of the crate `storage`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stored;
+
+#[async_trait]
+impl Sinks for Stored {
+    async fn create(&self, sink: &SinkConfig, folder: &Path) -> Result<Created> {
+        backend::create(sink, folder).await
+    }
+
+    async fn open(&self, sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>> {
+        backend::open(sink, folder, unlock).await
+    }
+
+    async fn repository(&self, config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {
+        backend::open_repository(config, folder, unlock).await
+    }
+}

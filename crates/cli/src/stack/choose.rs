@@ -1,0 +1,77 @@
+//! From what a user calls a snapshot to the snapshot.
+//!
+//! Invariant: `latest` for work on sources is the newest snapshot in which all of them are complete, never a broken one.
+
+use backup_core::sink::{Sink, SnapshotFilter, SnapshotSummary};
+use backup_core::{Error, ErrorKind, PlanName, Result, SnapshotId, SourceName};
+
+use crate::args::SnapshotName;
+
+/// So many candidates are named in the error about an ambiguous prefix.
+const MAX_CANDIDATES: usize = 5;
+
+/// The snapshot that `name` means, whatever is in it.
+pub(crate) async fn choose(sink: &dyn Sink, plan: &PlanName, name: &SnapshotName) -> Result<SnapshotId> {
+    match name {
+        SnapshotName::Latest => latest(sink, plan).await,
+        SnapshotName::Id(id) => Ok(id.clone()),
+        SnapshotName::Prefix(prefix) => by_prefix(sink, prefix).await,
+    }
+}
+
+/// The newest snapshot of the plan.
+pub(crate) async fn latest(sink: &dyn Sink, plan: &PlanName) -> Result<SnapshotId> {
+    let newest = of_plan(sink, plan).await?.pop();
+    newest.map(|summary| summary.id).ok_or_else(|| none_yet(sink, plan))
+}
+
+/// The snapshot that `name` means for work on `sources`.
+pub(crate) async fn choose_for(
+    sink: &dyn Sink,
+    plan: &PlanName,
+    name: &SnapshotName,
+    sources: &[&SourceName],
+) -> Result<SnapshotId> {
+    if *name != SnapshotName::Latest {
+        return choose(sink, plan, name).await;
+    }
+    let snapshots = of_plan(sink, plan).await?;
+    if snapshots.is_empty() {
+        return Err(none_yet(sink, plan));
+    }
+    let serves = |summary: &&SnapshotSummary| sources.iter().all(|source| summary.sources.contains(source));
+    snapshots.iter().rev().find(serves).map(|summary| summary.id.clone()).ok_or_else(|| {
+        let names: Vec<String> = sources.iter().map(|source| format!("`{source}`")).collect();
+        Error::new(ErrorKind::NotFound, format!("no snapshot holds all of {}", names.join(", ")))
+            .hint("choose fewer with `--source NAME`; `stackward list` shows which sources each snapshot holds")
+    })
+}
+
+/// Oldest first. Ids sort by the second only; two runs may have begun within one.
+async fn of_plan(sink: &dyn Sink, plan: &PlanName) -> Result<Vec<SnapshotSummary>> {
+    let mut snapshots = sink.snapshots(&SnapshotFilter { plan: Some(plan.clone()) }).await?;
+    snapshots.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+    Ok(snapshots)
+}
+
+fn none_yet(sink: &dyn Sink, plan: &PlanName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no snapshot of the plan `{plan}` in the {}", sink.describe()))
+        .hint("`stackward backup` makes one; `stackward list --all-plans` shows those of other plans")
+}
+
+async fn by_prefix(sink: &dyn Sink, prefix: &str) -> Result<SnapshotId> {
+    let all = sink.snapshots(&SnapshotFilter::default()).await?;
+    let mut found: Vec<SnapshotId> =
+        all.into_iter().map(|summary| summary.id).filter(|id| id.as_str().starts_with(prefix)).collect();
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 => Err(Error::new(ErrorKind::NotFound, format!("no snapshot's id begins with `{prefix}`"))
+            .hint("`stackward list` shows the snapshots")),
+        count => {
+            let shown: Vec<&str> = found.iter().take(MAX_CANDIDATES).map(SnapshotId::as_str).collect();
+            let more = if count > MAX_CANDIDATES { ", …" } else { "" };
+            Err(Error::new(ErrorKind::Usage, format!("{count} snapshots' ids begin with `{prefix}`"))
+                .hint(format!("write more of one of them: {}{more}", shown.join(", "))))
+        }
+    }
+}

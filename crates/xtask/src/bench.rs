@@ -1,0 +1,29 @@
+//! Benchmarks: one module below this one per benchmark, listed in [`BENCHES`].
+
+use clap::Args;
+
+use crate::cache::Cache;
+use crate::process::Result;
+
+/// A benchmark: its name, what it measures, and what runs it with the remaining arguments.
+type Bench = (&'static str, &'static str, fn(&Cache, &[String]) -> Result);
+
+const BENCHES: &[Bench] = &[];
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Which one
+    name: String,
+    /// Its own options
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// Runs the benchmark that was named.
+pub(crate) fn run(cache: &Cache, args: &BenchArgs) -> Result {
+    let known = || BENCHES.iter().map(|(name, what, _)| format!("{name}: {what}")).collect::<Vec<_>>().join("\n");
+    let found = BENCHES.iter().find(|(name, ..)| *name == args.name);
+    let (_, _, bench) = found.ok_or_else(|| format!("there is no benchmark `{}`\n{}", args.name, known()))?;
+    bench(cache, &args.rest)
+}

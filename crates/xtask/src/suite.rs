@@ -1,0 +1,96 @@
+//! `cargo xtask test` and `cargo xtask tidy`: which steps, in which order.
+//!
+//! The order saves time on two cores: what fails fast comes first, and the checker's metadata serves clippy and the
+//! documentation, the tests' binaries serve the schemas.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cache::Cache;
+use crate::process::{Result, Run};
+use crate::steps::{Steps, shout};
+use crate::{deny, fuzz, law, packages, schema};
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Install nothing; say what is missing
+    #[arg(long)]
+    no_install: bool,
+    /// The folder of PostgreSQL's server programs to test with
+    #[arg(long, value_name = "FOLDER")]
+    postgres: Option<PathBuf>,
+    /// Seconds for each fuzz target
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    fuzz_seconds: u64,
+    /// Run only the tests whose names contain this, and no other check
+    filter: Option<String>,
+}
+
+/// Runs everything.
+pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
+    steps.step("packages", "cargo xtask install", |_| {
+        if args.no_install { packages::report() } else { packages::install() }
+    });
+    if !steps.all_good() {
+        // Tests would fail one by one for want of what could not be installed.
+        return;
+    }
+    if let Some(filter) = &args.filter {
+        let repeat = format!("cargo xtask test {filter}");
+        steps.step("tests", &repeat, |cache| tests(cache, args));
+        return;
+    }
+    let installing = deny::install(steps.cache());
+    steps.step("format", "cargo fmt --all --check", |cache| cache.cargo(["fmt", "--all", "--check"]).run());
+    steps.step("dependency law", "cargo xtask law", law::check);
+    steps.step("clippy", "cargo clippy --workspace --all-targets -- -D warnings", |cache| {
+        cache.cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+    });
+    steps.step("documentation", "RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps", |cache| {
+        let cargo = cache.cargo(["doc", "--workspace", "--no-deps", "--locked"]);
+        cargo.env("RUSTDOCFLAGS", "-D warnings").run()
+    });
+    steps.step("tests", "cargo xtask test ''", |cache| tests(cache, args));
+    steps.step("examples", "cargo build --workspace --examples", |cache| {
+        cache.cargo(["build", "--workspace", "--examples", "--locked"]).run()
+    });
+    steps.step("doctests", "cargo test --workspace --doc", |cache| {
+        cache.cargo(["test", "--workspace", "--doc", "--locked", "--quiet"]).run()
+    });
+    steps.step("reference", "cargo xtask schema", schema::check);
+    steps.step("deny", "cargo xtask deny", |cache| deny::check(cache, installing));
+    if fuzz::exists() {
+        let wanted = fuzz::FuzzArgs::for_seconds(args.fuzz_seconds);
+        steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::run(cache, &wanted));
+    }
+}
+
+/// The tests by nextest, or by cargo where nextest is missing.
+fn tests(cache: &Cache, args: &TestArgs) -> Result {
+    let nextest = Run::cargo().args(["nextest", "--version"]).succeeds();
+    let mut command = if nextest {
+        cache.cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
+    } else {
+        shout("cargo-nextest is missing; `cargo test` runs the tests instead, slower");
+        cache.cargo(["test", "--workspace", "--locked", "--no-fail-fast"])
+    };
+    if let Some(filter) = args.filter.as_deref().filter(|filter| !filter.is_empty()) {
+        command = command.args([filter]);
+    }
+    if let Some(folder) = &args.postgres {
+        command = command.env("STACKWARD_POSTGRES_BIN", folder);
+    }
+    command.run()
+}
+
+/// Puts right what can be put right by a machine.
+pub(crate) fn tidy(steps: &mut Steps) {
+    steps.step("clippy", "cargo clippy --fix", |cache| {
+        let fix = ["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"];
+        cache.cargo(fix).run()
+    });
+    steps.step("format", "cargo fmt --all", |cache| cache.cargo(["fmt", "--all"]).run());
+    steps.step("reference", "cargo xtask schema", schema::write);
+}
