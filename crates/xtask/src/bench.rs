@@ -1,5 +1,9 @@
 //! Benchmarks: one module below this one per benchmark, listed in [`BENCHES`].
 
+mod data;
+mod files;
+mod measure;
+
 use clap::Args;
 
 use crate::cache::Cache;
@@ -8,7 +12,10 @@ use crate::process::Result;
 /// A benchmark: its name, what it measures, and what runs it with the remaining arguments.
 type Bench = (&'static str, &'static str, fn(&Cache, &[String]) -> Result);
 
-const BENCHES: &[Bench] = &[];
+const BENCHES: &[Bench] = &[
+    ("files", "first, unchanged and second backup and restore of 2 GiB, against restic and borg", files::run),
+    ("measure", "(for the others) runs a command and writes down what it used", measure::run),
+];
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
