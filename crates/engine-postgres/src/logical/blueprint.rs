@@ -11,6 +11,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use super::catalog::{self, Connected, missing};
 use super::details::{DatabaseDetails, Details};
 use super::globals::GlobalsFilter;
+use crate::handover::test;
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::sql::{ident, literal};
@@ -312,7 +313,7 @@ async fn decide_tablespaces(
         let creatable = purpose == Purpose::Live
             && target.select.is_empty()
             && server.endpoint.is_socket()
-            && is_folder(server, Path::new(&tablespace.location)).await;
+            && test(server, "-d", Path::new(&tablespace.location)).await;
         if creatable {
             continue;
         }
@@ -326,13 +327,6 @@ async fn decide_tablespaces(
         }
     }
     Ok(())
-}
-
-async fn is_folder(server: &Server, path: &Path) -> bool {
-    match server.host.spawn(server.plain_command("test").arg("-d").arg(path)).await {
-        Ok(process) => process.finish().await.is_ok(),
-        Err(_) => false,
-    }
 }
 
 async fn globals(

@@ -6,17 +6,10 @@ use backup_core::ErrorKind;
 use backup_testkit::PrivatePostgres;
 
 use crate::faults::{Damage, damaged};
-use crate::support::{back_up, context, engine, fill};
+use crate::support::{back_up, context, engine, fill, open_folder};
 
 fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
-}
-
-fn open_folder() -> tempfile::TempDir {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir_in("/tmp").unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
 }
 
 #[tokio::test]
@@ -93,4 +86,23 @@ async fn a_cancelled_drill_leaves_nothing_behind() {
     cancel.cancel();
     assert_eq!(drilling.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
     assert!(is_empty(scratch.path()));
+}
+
+#[tokio::test]
+async fn a_scratch_folder_that_the_server_cannot_enter_is_an_error_with_a_remedy() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let server = PrivatePostgres::start();
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let outer = tempfile::tempdir_in("/tmp").unwrap();
+    let scratch = outer.path().join("private");
+    std::fs::create_dir(&scratch).unwrap();
+    std::fs::set_permissions(outer.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let result = engine.driller.drill(&context().scratch_in(&scratch), &saved.reader().await).await;
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
+        assert!(error.remedy().unwrap().contains("scratch folder"), "{error:?}");
+    }
+    assert!(is_empty(&scratch));
 }
