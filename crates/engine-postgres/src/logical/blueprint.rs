@@ -80,6 +80,7 @@ pub(crate) async fn draw(
         blueprint.globals = Some(globals(server, connected, details, &mut blueprint).await?);
     } else {
         check_roles(connected, &blueprint).await?;
+        check_owners(server, connected, &blueprint).await?;
     }
     let left = format!("SELECT datname AS name FROM pg_database WHERE datname LIKE {}", literal("stackward\\_re%\\_%"));
     for name in catalog::names(&mut connected.session, &left).await? {
@@ -263,6 +264,23 @@ async fn check_roles(connected: &mut Connected, blueprint: &Blueprint) -> Result
     let create: Vec<String> = missing.iter().map(|name| format!("CREATE ROLE {};", ident(name))).collect();
     Err(Error::new(ErrorKind::NotFound, format!("the server does not have the role {}", list.join(", ")))
         .hint(format!("create it ({}), or restore the whole cluster, which brings its roles", create.join(" "))))
+}
+
+/// Who is no superuser can create databases only for roles that it is a member of.
+async fn check_owners(server: &Server, connected: &mut Connected, blueprint: &Blueprint) -> Result<()> {
+    if connected.facts.superuser {
+        return Ok(());
+    }
+    let member = "SELECT rolname AS name FROM pg_roles WHERE pg_has_role(oid, 'MEMBER')";
+    let owners: BTreeSet<&str> = blueprint.items.iter().map(|item| item.details.owner.as_str()).collect();
+    let Some(owner) = missing(&mut connected.session, member, owners).await?.pop() else { return Ok(()) };
+    let user = &server.endpoint.user;
+    let message = format!("`{user}` is no member of the role `{owner}`, which owns a database of the backup");
+    Err(Error::new(ErrorKind::PermissionDenied, message).hint(format!(
+        "GRANT {} TO {}; or connect as a superuser",
+        ident(&owner),
+        ident(user)
+    )))
 }
 
 /// Tries each locale that no database of the server uses, in a transaction that is rolled back.

@@ -20,7 +20,7 @@ async fn a_drill_under_load_proves_every_row() {
     server.pgbench("bench", &["-i", "-q", "-s", "2"]);
     let load = server.pgbench_in_background("bench", &["-n", "-c", "2", "-T", "1000"]);
     while server.sql("bench", "select count(*) > 20 from pgbench_history") != "t" {}
-    let engine = engine(&server, "");
+    let engine = engine(&server, "databases: [app, bench]");
     let saved = back_up(&engine).await.unwrap();
     drop(load);
     let scratch = open_folder();
@@ -44,7 +44,7 @@ async fn a_drill_under_load_proves_every_row() {
 async fn a_drill_of_a_damaged_backup_is_a_finding() {
     let server = PrivatePostgres::start();
     fill(&server);
-    let engine = engine(&server, "");
+    let engine = engine(&server, "databases: [app]");
     let saved = back_up(&engine).await.unwrap();
     let scratch = open_folder();
     // Too long for a socket's path.

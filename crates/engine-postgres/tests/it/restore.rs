@@ -288,3 +288,20 @@ async fn a_cancelled_restore_takes_back_what_it_began() {
     assert_eq!(restoring.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
     assert_eq!((databases(&source), source.dump("app")), before);
 }
+
+#[tokio::test]
+async fn who_may_create_databases_restores_its_own() {
+    let server = PrivatePostgres::start();
+    server.sql("postgres", "CREATE ROLE own LOGIN CREATEDB; CREATE ROLE other LOGIN CREATEDB");
+    server.sql("postgres", "CREATE DATABASE app OWNER own");
+    server.sql("app", "SET ROLE own; CREATE SCHEMA s; CREATE TABLE s.t AS SELECT n FROM generate_series(1, 9) n");
+    let saved = back_up(&engine(&server, "databases: [app]")).await.unwrap();
+    let before = server.dump("app");
+    server.sql("postgres", "DROP DATABASE app");
+    let goal = select("app");
+    let error = restore(&engine(&server, "user: other"), &saved.reader().await, &goal).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
+    assert!(error.remedy().unwrap().contains("GRANT \"own\" TO \"other\""), "{error:?}");
+    restore(&engine(&server, "user: own"), &saved.reader().await, &goal).await.unwrap();
+    assert_eq!(server.dump("app"), before);
+}
