@@ -52,11 +52,11 @@ async fn a_cluster_is_saved_with_evidence_and_described() {
         ("public.child", 2),
         ("public.unlogged", 3),
         ("\"Odd,Name\".\"tab\"\"le\"", 1),
-        ("public.per_year", 2),
     ] {
         assert_eq!(tables.get(table), Some(&rows), "{table} in {tables:?}");
     }
     assert!(!tables.contains_key("public.events") && !tables.contains_key("public.empty"));
+    assert_eq!(record.fingerprint.0["materialized views of app"], [("public.per_year".to_owned(), 2)].into());
     assert_eq!(record.fingerprint.0["objects of app"]["large objects"], 5);
     assert_eq!(record.fingerprint.0[&format!("tables of {WEIRD}")]["public.\"odd.schema table\""], 2);
     let details = serde_json::to_string(&record.details).unwrap();
