@@ -52,25 +52,29 @@ impl PrivatePostgres {
     /// As [`PrivatePostgres::start`].
     #[must_use]
     pub fn with_initdb(options: &[&str], settings: &[(&str, &str)]) -> Self {
-        let bin = bin();
-        // Short: the path of a socket has at most 107 bytes.
-        let folder = tempfile::Builder::new().prefix("swpg-").tempdir_in("/tmp").expect("a temporary folder");
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
-        if let Some(user) = server_user() {
-            let id = |flag: &str| -> u32 {
-                let output = run(command(Path::new("id")).args([flag, user]));
-                String::from_utf8_lossy(&output.stdout).trim().parse().expect("a numeric id")
-            };
-            chown(folder.path(), Some(id("-u")), Some(id("-g"))).expect("chown the folder of the server");
-        }
+        let folder = private_folder();
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let server = Self { folder, bin, settings };
+        let server = Self { folder, bin: bin(), settings };
         let mut initdb = server.as_server("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]);
         run(initdb.arg("--data-checksums").arg("-D").arg(server.data_folder()).args(options));
         server.write_settings();
         server.launch();
         server
+    }
+
+    /// Starts a standby of this server, which streams from it.
+    ///
+    /// # Panics
+    /// When the base backup fails, or the standby does not start.
+    #[must_use]
+    pub fn standby(&self) -> Self {
+        let standby = Self { folder: private_folder(), bin: self.bin.clone(), settings: self.settings.clone() };
+        let mut copy = self.client("pg_basebackup", "");
+        run(copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]).arg(standby.data_folder()));
+        standby.write_settings();
+        standby.launch();
+        standby
     }
 
     /// Starts it again after [`stop_immediately`](Self::stop_immediately).
@@ -299,6 +303,20 @@ fn bin() -> PathBuf {
         bin.display()
     );
     bin
+}
+
+/// A folder that belongs to the server's user, with a short path: that of a socket has at most 107 bytes.
+fn private_folder() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("swpg-").tempdir_in("/tmp").expect("a temporary folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    if let Some(user) = server_user() {
+        let id = |flag: &str| -> u32 {
+            let output = run(command(Path::new("id")).args([flag, user]));
+            String::from_utf8_lossy(&output.stdout).trim().parse().expect("a numeric id")
+        };
+        chown(folder.path(), Some(id("-u")), Some(id("-g"))).expect("chown the folder of the server");
+    }
+    folder
 }
 
 fn server_user() -> Option<&'static str> {

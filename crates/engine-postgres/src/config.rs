@@ -294,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_documents_every_field_and_offers_only_what_works() {
+        let schema = schemars::schema_for!(PostgresConfig);
+        let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
+        assert_eq!(fields.len(), 12);
+        for (name, field) in fields {
+            assert!(field.get("description").is_some(), "{name}");
+        }
+        assert!(!schema.to_value().to_string().contains("physical"));
+    }
+
+    #[test]
     fn the_shortest_plan_means_the_local_server() {
         let settings = parse("{}").unwrap();
         assert_eq!(settings.endpoint, Endpoint::socket(Path::new("/run/postgresql"), 5432, "postgres"));

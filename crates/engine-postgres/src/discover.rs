@@ -45,12 +45,12 @@ fn propose(folder: &str, port: u16) -> Discovered {
     let (name, extra, shown) = if port == DEFAULT_PORT {
         ("postgres".to_owned(), String::new(), String::new())
     } else {
-        (format!("postgres-{port}"), format!(", port: {port}"), format!(", port {port}"))
+        (format!("postgres-{port}"), format!("port: {port}\n"), format!(", port {port}"))
     };
     Discovered {
         name,
         because: format!("a PostgreSQL server listens on {folder}{shown}"),
-        yaml: format!("postgres: {{ socket: {folder}{extra} }}"),
+        yaml: format!("socket: {folder}\n{extra}"),
     }
 }
 
@@ -74,8 +74,8 @@ mod tests {
         assert_eq!(names, ["postgres", "postgres-5433"]);
         for found in &found {
             let node = backup_core::plan::Node::from_yaml(&found.yaml).unwrap();
-            let backup_core::plan::NodeValue::Map(pairs) = &node.value else { panic!("a mapping") };
-            crate::config::Settings::parse(&pairs[0].1, Path::new("/")).unwrap();
+            let settings = crate::config::Settings::parse(&node, Path::new("/")).unwrap();
+            assert_eq!(settings.endpoint.host, path.to_str().unwrap());
         }
     }
 }

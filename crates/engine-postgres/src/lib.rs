@@ -6,6 +6,7 @@
 mod config;
 mod discover;
 mod feed;
+mod handover;
 mod logical;
 mod psql;
 mod scratch;

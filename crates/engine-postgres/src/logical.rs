@@ -20,8 +20,6 @@ use std::sync::Arc;
 
 use backup_core::host::Host;
 
-pub(crate) use load::give;
-
 use crate::config::Settings;
 use crate::server::Server;
 use crate::tools::ToolBox;

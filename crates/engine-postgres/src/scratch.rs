@@ -10,6 +10,7 @@ use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::{Host, HostProcess};
 
+use crate::handover::{give, let_in};
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::tools::Tools;
@@ -79,11 +80,12 @@ impl Scratch {
         };
         let data = folder.path().join("data");
         folders.push(folder);
-        let server = Server::scratch(Arc::clone(host), &socket, PORT, superuser, run_as.clone());
-        if let Some(user) = &run_as {
-            for folder in &folders {
-                crate::logical::give(&server, user, folder.path()).await?;
-            }
+        let server = Server::scratch(Arc::clone(host), &socket, PORT, superuser, run_as);
+        if !let_in(&server, cx.scratch()).await? {
+            return Err(closed(&server, cx.scratch()));
+        }
+        for folder in &folders {
+            give(&server, folder.path()).await?;
         }
         init(&server, &tools, &data, superuser).await?;
         let mut postgres = server.plain_command(tools.program("postgres")).arg("-D").arg(&data);
@@ -140,10 +142,14 @@ async fn init(server: &Server, tools: &Tools, data: &Path, superuser: &str) -> R
         .arg("-D")
         .arg(data);
     let process = server.host.spawn(command.null_stdout()).await?;
-    process.finish().await.map(|_| ()).map_err(|error| {
-        let user = server.run_as().unwrap_or("the present user").to_owned();
-        error.hint(format!("the scratch folder must be open to `{user}`: choose one that everybody may enter"))
-    })
+    process.finish().await.map(|_| ()).map_err(|error| error.during("make a scratch server"))
+}
+
+fn closed(server: &Server, folder: &Path) -> Error {
+    let user = server.run_as().unwrap_or_default();
+    let message = format!("the user `{user}` cannot enter the scratch folder {}", folder.display());
+    Error::new(ErrorKind::PermissionDenied, message)
+        .hint("choose a scratch folder whose parents everybody may pass, like one below /var/tmp")
 }
 
 fn private_folder(parent: &Path) -> Result<tempfile::TempDir> {

@@ -11,6 +11,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use super::catalog::{self, Connected, missing};
 use super::details::{DatabaseDetails, Details};
 use super::globals::GlobalsFilter;
+use crate::handover::test;
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::sql::{ident, literal};
@@ -79,6 +80,7 @@ pub(crate) async fn draw(
         blueprint.globals = Some(globals(server, connected, details, &mut blueprint).await?);
     } else {
         check_roles(connected, &blueprint).await?;
+        check_owners(server, connected, &blueprint).await?;
     }
     let left = format!("SELECT datname AS name FROM pg_database WHERE datname LIKE {}", literal("stackward\\_re%\\_%"));
     for name in catalog::names(&mut connected.session, &left).await? {
@@ -264,6 +266,23 @@ async fn check_roles(connected: &mut Connected, blueprint: &Blueprint) -> Result
         .hint(format!("create it ({}), or restore the whole cluster, which brings its roles", create.join(" "))))
 }
 
+/// Who is no superuser can create databases only for roles that it is a member of.
+async fn check_owners(server: &Server, connected: &mut Connected, blueprint: &Blueprint) -> Result<()> {
+    if connected.facts.superuser {
+        return Ok(());
+    }
+    let member = "SELECT rolname AS name FROM pg_roles WHERE pg_has_role(oid, 'MEMBER')";
+    let owners: BTreeSet<&str> = blueprint.items.iter().map(|item| item.details.owner.as_str()).collect();
+    let Some(owner) = missing(&mut connected.session, member, owners).await?.pop() else { return Ok(()) };
+    let user = &server.endpoint.user;
+    let message = format!("`{user}` is no member of the role `{owner}`, which owns a database of the backup");
+    Err(Error::new(ErrorKind::PermissionDenied, message).hint(format!(
+        "GRANT {} TO {}; or connect as a superuser",
+        ident(&owner),
+        ident(user)
+    )))
+}
+
 /// Tries each locale that no database of the server uses, in a transaction that is rolled back.
 async fn check_locales(server: &Server, connected: &mut Connected, blueprint: &Blueprint) -> Result<()> {
     let used = "SELECT datcollate AS name FROM pg_database UNION SELECT datctype FROM pg_database";
@@ -312,7 +331,7 @@ async fn decide_tablespaces(
         let creatable = purpose == Purpose::Live
             && target.select.is_empty()
             && server.endpoint.is_socket()
-            && is_folder(server, Path::new(&tablespace.location)).await;
+            && test(server, "-d", Path::new(&tablespace.location)).await;
         if creatable {
             continue;
         }
@@ -326,13 +345,6 @@ async fn decide_tablespaces(
         }
     }
     Ok(())
-}
-
-async fn is_folder(server: &Server, path: &Path) -> bool {
-    match server.host.spawn(server.plain_command("test").arg("-d").arg(path)).await {
-        Ok(process) => process.finish().await.is_ok(),
-        Err(_) => false,
-    }
 }
 
 async fn globals(

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use backup_core::ArtifactName;
-use backup_core::error::Result;
+use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::Evidence;
 use backup_core::sink::ChunkHint;
 use bytes::Bytes;
@@ -78,11 +78,15 @@ pub(crate) async fn save(job: &Job, database: &str) -> Result<Vec<ConfigFile>> {
 
 /// The server reads the file for us; it needs a superuser, or `pg_read_server_files`.
 async fn read_by_server(session: &mut Psql, path: &str) -> Result<Vec<u8>> {
-    let content: String =
-        session.value(&format!("encode(pg_read_binary_file({}, 0, {MAX_FILE_BYTES}), 'hex')", literal(path))).await?;
-    hex::decode(content).map_err(|source| {
-        backup_core::Error::new(backup_core::ErrorKind::Internal, "a file arrived garbled").caused_by(source)
-    })
+    // One byte more than allowed, so that a longer file is noticed instead of cut.
+    let read = format!("encode(pg_read_binary_file({}, 0, {}), 'hex')", literal(path), MAX_FILE_BYTES + 1);
+    let content: String = session.value(&read).await?;
+    let content = hex::decode(content)
+        .map_err(|source| Error::new(ErrorKind::Internal, "a file arrived garbled").caused_by(source))?;
+    if content.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::new(ErrorKind::Unsupported, format!("it is longer than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(content)
 }
 
 async fn read_here(job: &Job, path: &str) -> Option<Vec<u8>> {

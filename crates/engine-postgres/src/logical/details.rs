@@ -89,9 +89,6 @@ pub(crate) struct DatabaseDetails {
     /// Every role that something in the database, or the database itself, refers to.
     #[serde(default)]
     pub(crate) roles: Vec<String>,
-    /// Materialized views with rows: they are counted, but their rows are not in the dump; a restore refreshes them.
-    #[serde(default)]
-    pub(crate) materialized_views: Vec<String>,
     #[serde(default)]
     pub(crate) publications: Vec<String>,
     #[serde(default)]
@@ -163,6 +160,12 @@ impl Details {
 /// The group of the fingerprint that counts the rows of a database's tables.
 pub(crate) fn tables_group(database: &str) -> String {
     format!("tables of {database}")
+}
+
+/// The group of the fingerprint that counts the rows of a database's materialized views. Their rows are not saved: a
+/// restore computes them anew, and may come to others.
+pub(crate) fn views_group(database: &str) -> String {
+    format!("materialized views of {database}")
 }
 
 /// The group of the fingerprint that counts what is no table.

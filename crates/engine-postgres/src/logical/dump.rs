@@ -77,8 +77,6 @@ pub(crate) async fn database(job: &Arc<Job>, name: &str) -> Result<Option<Dumped
         let unlogged = if job.facts.standby { Unlogged::Skip } else { Unlogged::Count };
         let tables = fingerprint::list(&mut session, unlogged).await?;
         fingerprint::lock(&mut session, &tables).await?;
-        let views = tables.iter().filter(|table| table.is_materialized_view());
-        details.materialized_views = views.map(fingerprint::CountedTable::readable).collect();
         Some(tables)
     } else {
         None

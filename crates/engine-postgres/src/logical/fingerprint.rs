@@ -7,7 +7,7 @@ use backup_core::error::Result;
 use backup_core::manifest::Fingerprint;
 use serde::Deserialize;
 
-use super::details::{objects_group, tables_group};
+use super::details::{objects_group, tables_group, views_group};
 use crate::psql::Psql;
 use crate::sql::{literal, qualified, readable};
 
@@ -31,15 +31,6 @@ pub(crate) struct CountedTable {
 }
 
 impl CountedTable {
-    pub(crate) fn is_materialized_view(&self) -> bool {
-        self.materialized
-    }
-
-    /// Its name in the fingerprint.
-    pub(crate) fn readable(&self) -> String {
-        readable(&self.schema, &self.name)
-    }
-
     fn relation(&self) -> String {
         let only = if self.materialized { "" } else { "ONLY " };
         format!("{only}{}", qualified(&self.schema, &self.name))
@@ -79,12 +70,17 @@ pub(crate) async fn count(cx: &RunContext, session: &mut Psql, tables: &[Counted
         let parts: Vec<String> = batch
             .iter()
             .map(|table| {
-                let key = literal(&table.readable());
-                format!("SELECT {key} AS name, count(*) AS rows FROM {}", table.relation())
+                let key = literal(&readable(&table.schema, &table.name));
+                format!(
+                    "SELECT {key} AS name, {} AS materialized, count(*) AS rows FROM {}",
+                    table.materialized,
+                    table.relation()
+                )
             })
             .collect();
         for counted in session.rows::<Counted>(&parts.join(" UNION ALL ")).await? {
-            fingerprint.count(tables_group(&database), counted.name, counted.rows);
+            let group = if counted.materialized { views_group(&database) } else { tables_group(&database) };
+            fingerprint.count(group, counted.name, counted.rows);
         }
     }
     let large: u64 = session.value("SELECT count(*) FROM pg_largeobject_metadata").await?;
@@ -95,6 +91,7 @@ pub(crate) async fn count(cx: &RunContext, session: &mut Psql, tables: &[Counted
 #[derive(Deserialize)]
 struct Counted {
     name: String,
+    materialized: bool,
     rows: u64,
 }
 

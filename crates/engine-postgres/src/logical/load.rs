@@ -2,7 +2,7 @@
 //!
 //! Invariant: until every database is loaded, nothing that stood there before has been touched; what failed is dropped.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::HostCommand;
@@ -15,6 +15,7 @@ use super::details::DatabaseDetails;
 use super::dump::{GLOBALS, ends_globals};
 use super::properties;
 use crate::feed::feed;
+use crate::handover::{give, let_in, test};
 use crate::server::Server;
 use crate::sql::{ident, literal};
 use crate::tools::PgVersion;
@@ -164,9 +165,9 @@ impl Loader<'_> {
         if self.jobs < 2 || artifact.record().bytes < PARALLEL_MIN_BYTES {
             return feed(self.cx, self.server, command, artifact, |_| Ok(())).await.map(|_| ());
         }
-        let spool = Spool::new(self.cx, self.server)?;
+        let spool = Spool::new(self.cx)?;
         spool.fill(self.cx, artifact).await?;
-        if !spool.give_to(self.server).await {
+        if !spool.give_to(self.cx, self.server).await? {
             self.cx.warn(format!(
                 "the user `{}` cannot read the scratch folder {}, so `{}` is loaded by one job instead of {}",
                 self.server.run_as().unwrap_or_default(),
@@ -261,14 +262,13 @@ impl Loader<'_> {
 #[derive(Debug)]
 struct Spool {
     folder: tempfile::TempDir,
-    user: Option<String>,
 }
 
 impl Spool {
-    fn new(cx: &RunContext, server: &Server) -> Result<Self> {
+    fn new(cx: &RunContext) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("stackward-dump-").tempdir_in(cx.scratch());
         let folder = folder.map_err(|source| Error::io("cannot make a scratch folder", cx.scratch(), source))?;
-        Ok(Self { folder, user: server.run_as().map(str::to_owned) })
+        Ok(Self { folder })
     }
 
     fn path(&self) -> PathBuf {
@@ -283,23 +283,10 @@ impl Spool {
     }
 
     /// Lets the tools' user read the dump; whether it can.
-    async fn give_to(&self, server: &Server) -> bool {
-        let Some(user) = &self.user else { return true };
-        for path in [self.folder.path(), &self.path()] {
-            if give(server, user, path).await.is_err() {
-                return false;
-            }
-        }
-        let readable = server.plain_command("test").arg("-r").arg(self.path());
-        match server.host.spawn(readable).await {
-            Ok(process) => process.finish().await.is_ok(),
-            Err(_) => false,
-        }
+    async fn give_to(&self, cx: &RunContext, server: &Server) -> Result<bool> {
+        let passable = let_in(server, cx.scratch()).await?;
+        give(server, self.folder.path()).await?;
+        give(server, &self.path()).await?;
+        Ok(passable && test(server, "-r", &self.path()).await)
     }
-}
-
-/// Makes `user` the owner of `path`, as root only can.
-pub(crate) async fn give(server: &Server, user: &str, path: &Path) -> Result<()> {
-    let command = HostCommand::new("chown").arg("--").arg(user).arg(path).null_stdout();
-    server.host.spawn(command).await?.finish().await.map(|_| ())
 }

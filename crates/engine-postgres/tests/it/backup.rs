@@ -52,11 +52,11 @@ async fn a_cluster_is_saved_with_evidence_and_described() {
         ("public.child", 2),
         ("public.unlogged", 3),
         ("\"Odd,Name\".\"tab\"\"le\"", 1),
-        ("public.per_year", 2),
     ] {
         assert_eq!(tables.get(table), Some(&rows), "{table} in {tables:?}");
     }
     assert!(!tables.contains_key("public.events") && !tables.contains_key("public.empty"));
+    assert_eq!(record.fingerprint.0["materialized views of app"], [("public.per_year".to_owned(), 2)].into());
     assert_eq!(record.fingerprint.0["objects of app"]["large objects"], 5);
     assert_eq!(record.fingerprint.0[&format!("tables of {WEIRD}")]["public.\"odd.schema table\""], 2);
     let details = serde_json::to_string(&record.details).unwrap();
@@ -116,6 +116,9 @@ async fn databases_are_chosen_and_what_is_left_out_is_said() {
     }
     let saved = back_up(&engine(&server, "databases: [a], fingerprint: none")).await.unwrap();
     assert!(saved.record().fingerprint.is_empty());
+    let folder = server.socket_folder().display().to_string().replace('/', "%2F");
+    let url = format!("{{ url: 'postgres://postgres@{folder}:5432/a?sslmode=disable', databases: [a] }}");
+    assert_eq!(dumps(&back_up(&build(&url).unwrap()).await.unwrap()), ["a"]);
 }
 
 #[tokio::test]
@@ -176,4 +179,24 @@ async fn a_database_that_vanishes_is_reported_and_recorded() {
     assert_eq!(dumps(&saved), ["postgres"]);
     assert!(saved.record().warnings.iter().any(|warning| warning.contains("`gone` was dropped")));
     assert_eq!(saved.record().details["cluster"]["vanished"], serde_json::json!(["gone"]));
+}
+
+#[tokio::test]
+async fn a_standby_is_saved_without_unlogged_rows_and_says_so() {
+    let primary = PrivatePostgres::start();
+    let tables = "CREATE TABLE kept AS SELECT 1 AS id; CREATE UNLOGGED TABLE lost AS SELECT 2 AS id";
+    primary.sql("postgres", tables);
+    let standby = primary.standby();
+    let engine = engine(&standby, "");
+    let saved = back_up(&engine).await.unwrap();
+    assert!(saved.record().warnings.iter().any(|warning| warning.contains("standby")), "{:?}", saved.record().warnings);
+    let counted = &saved.record().fingerprint.0["tables of postgres"];
+    assert_eq!(counted.keys().collect::<Vec<_>>(), ["public.kept"]);
+    let scratch = crate::support::open_folder();
+    let cx = context().scratch_in(scratch.path());
+    let report = engine.driller.drill(&cx, &saved.reader().await).await.unwrap();
+    assert_eq!(report.findings, Vec::<String>::new());
+    let whole = backup_core::engine::RestoreTarget::default();
+    let error = engine.restorer.plan_restore(&context(), &saved.reader().await, &whole).await.unwrap_err();
+    assert!(error.remedy().unwrap().contains("primary"), "{error:?}");
 }

@@ -6,34 +6,31 @@ use backup_core::ErrorKind;
 use backup_testkit::PrivatePostgres;
 
 use crate::faults::{Damage, damaged};
-use crate::support::{back_up, context, engine, fill};
+use crate::support::{back_up, context, engine, fill, open_folder};
 
 fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
-}
-
-fn open_folder() -> tempfile::TempDir {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir_in("/tmp").unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
 }
 
 #[tokio::test]
 async fn a_drill_under_load_proves_every_row() {
     let server = PrivatePostgres::start();
     fill(&server);
+    // A view that a restore cannot compute to the same: not a false alarm.
+    server.sql("app", "CREATE TABLE switch AS SELECT 1; CREATE MATERIALIZED VIEW fickle AS SELECT FROM switch");
+    server.sql("app", "INSERT INTO switch VALUES (2)");
     server.sql("postgres", "CREATE DATABASE bench");
     server.pgbench("bench", &["-i", "-q", "-s", "2"]);
     let load = server.pgbench_in_background("bench", &["-n", "-c", "2", "-T", "1000"]);
     while server.sql("bench", "select count(*) > 20 from pgbench_history") != "t" {}
-    let engine = engine(&server, "");
+    let engine = engine(&server, "databases: [app, bench]");
     let saved = back_up(&engine).await.unwrap();
     drop(load);
     let scratch = open_folder();
     let cx = context().scratch_in(scratch.path());
     let report = engine.driller.drill(&cx, &saved.reader().await).await.unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert!(report.checked.iter().any(|line| line.contains("public.fickle: 1 saved, 2 restored")), "{report:?}");
     assert!(report.items > 200_000 && report.bytes > 0, "{report:?}");
     assert!(!report.restore_time.is_zero() && !report.check_time.is_zero());
     assert!(report.checked.iter().any(|line| line.contains("pg_amcheck found every")), "{:?}", report.checked);
@@ -51,7 +48,7 @@ async fn a_drill_under_load_proves_every_row() {
 async fn a_drill_of_a_damaged_backup_is_a_finding() {
     let server = PrivatePostgres::start();
     fill(&server);
-    let engine = engine(&server, "");
+    let engine = engine(&server, "databases: [app]");
     let saved = back_up(&engine).await.unwrap();
     let scratch = open_folder();
     // Too long for a socket's path.
@@ -93,4 +90,23 @@ async fn a_cancelled_drill_leaves_nothing_behind() {
     cancel.cancel();
     assert_eq!(drilling.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
     assert!(is_empty(scratch.path()));
+}
+
+#[tokio::test]
+async fn a_scratch_folder_that_the_server_cannot_enter_is_an_error_with_a_remedy() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let server = PrivatePostgres::start();
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let outer = tempfile::tempdir_in("/tmp").unwrap();
+    let scratch = outer.path().join("private");
+    std::fs::create_dir(&scratch).unwrap();
+    std::fs::set_permissions(outer.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let result = engine.driller.drill(&context().scratch_in(&scratch), &saved.reader().await).await;
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
+        assert!(error.remedy().unwrap().contains("scratch folder"), "{error:?}");
+    }
+    assert!(is_empty(&scratch));
 }

@@ -176,17 +176,19 @@ async fn a_large_dump_is_loaded_by_several_jobs() {
     let big = saved.record().artifacts.iter().map(|artifact| artifact.bytes).max().unwrap();
     assert!(big > 16 * 1024 * 1024, "the dump has {big} bytes and would be streamed");
     let target = PrivatePostgres::start();
-    let scratch = tempfile::tempdir_in("/tmp").unwrap();
-    for (name, mode) in [("closed to postgres", 0o700), ("open", 0o755)] {
+    let outer = tempfile::tempdir_in("/tmp").unwrap();
+    let scratch = outer.path().join("private");
+    std::fs::create_dir(&scratch).unwrap();
+    for (name, mode) in [("closed to postgres", 0o700), ("open", 0o711)] {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-        let cx = context().scratch_in(scratch.path());
+        std::fs::set_permissions(outer.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let cx = context().scratch_in(&scratch);
         let engine = engine(&target, "jobs: 3");
         let goal = RestoreTarget { rename: Some(name.into()), ..select("big") };
         let plan = engine.restorer.plan_restore(&cx, &saved.reader().await, &goal).await.unwrap();
         engine.restorer.restore(&cx, &saved.reader().await, plan).await.unwrap();
         assert_eq!(target.dump(name), source.dump("big"), "{name}");
-        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "the scratch file is gone");
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "the scratch file is gone");
         assert_eq!(cx.warnings().len(), usize::from(mode == 0o700), "{:?}", cx.warnings());
     }
 }
@@ -285,4 +287,21 @@ async fn a_cancelled_restore_takes_back_what_it_began() {
     cancel.cancel();
     assert_eq!(restoring.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
     assert_eq!((databases(&source), source.dump("app")), before);
+}
+
+#[tokio::test]
+async fn who_may_create_databases_restores_its_own() {
+    let server = PrivatePostgres::start();
+    server.sql("postgres", "CREATE ROLE own LOGIN CREATEDB; CREATE ROLE other LOGIN CREATEDB");
+    server.sql("postgres", "CREATE DATABASE app OWNER own");
+    server.sql("app", "SET ROLE own; CREATE SCHEMA s; CREATE TABLE s.t AS SELECT n FROM generate_series(1, 9) n");
+    let saved = back_up(&engine(&server, "databases: [app]")).await.unwrap();
+    let before = server.dump("app");
+    server.sql("postgres", "DROP DATABASE app");
+    let goal = select("app");
+    let error = restore(&engine(&server, "user: other"), &saved.reader().await, &goal).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
+    assert!(error.remedy().unwrap().contains("GRANT \"own\" TO \"other\""), "{error:?}");
+    restore(&engine(&server, "user: own"), &saved.reader().await, &goal).await.unwrap();
+    assert_eq!(server.dump("app"), before);
 }

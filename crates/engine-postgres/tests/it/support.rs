@@ -195,3 +195,11 @@ pub(crate) fn tools_with(server: &PrivatePostgres, scripts: &[(&str, &str)]) -> 
     let path = folder.path().to_owned();
     (folder, path)
 }
+
+/// A folder for temporary files that the server's user may enter.
+pub(crate) fn open_folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
