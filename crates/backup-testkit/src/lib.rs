@@ -6,5 +6,5 @@ pub mod conformance;
 mod disturbed_sink;
 mod memory_sink;
 
-pub use disturbed_sink::{Disturbance, DisturbedSink};
+pub use disturbed_sink::{Action, Disturbance, DisturbedSink};
 pub use memory_sink::MemorySink;

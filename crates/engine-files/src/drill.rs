@@ -113,7 +113,7 @@ impl Compare {
                 }
                 (Some(want), have) => {
                     items += 1;
-                    if !self.may_be_missing(&want.entry) {
+                    if !may_be_missing(&want.entry) {
                         findings.push(format!("`/{}` is stored and was not restored", want.entry.path));
                     }
                     stored = self.runtime.block_on(tree.next())?;
@@ -123,11 +123,6 @@ impl Compare {
             }
         }
         Ok((items, findings))
-    }
-
-    fn may_be_missing(&self, entry: &TreeEntry) -> bool {
-        let device = matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
-        device && !rustix::process::geteuid().is_root()
     }
 
     fn compare(&self, want: &TreeEntry, content: Option<Box<dyn FileContent>>, have: &Found) -> Result<Vec<String>> {
@@ -217,4 +212,10 @@ impl Compare {
         self.cx.progress(position, 1);
         Ok(None)
     }
+}
+
+/// Only root can make devices.
+fn may_be_missing(entry: &TreeEntry) -> bool {
+    let device = matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
+    device && !rustix::process::geteuid().is_root()
 }
