@@ -111,7 +111,7 @@ async fn a_file_that_changes_once_is_read_again() {
         let act = once(move || change(&target));
         let (manifest, memory) = disturbed(home.path(), move |number| {
             if number >= first_write {
-                act()
+                act();
             }
         })
         .await;

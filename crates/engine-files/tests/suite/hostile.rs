@@ -1,5 +1,6 @@
 //! Trees and manifests that somebody made by hand to write outside the target: refused, and nothing is written.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -118,7 +119,6 @@ async fn no_entry_leads_out_of_the_target() {
         let found: Vec<_> = std::fs::read_dir(&outside).unwrap().map(|item| item.unwrap().file_name()).collect();
         assert_eq!(found, ["victim"], "{what}");
         assert_eq!(std::fs::read_to_string(outside.join("victim")).unwrap(), "unharmed", "{what}");
-        use std::os::unix::fs::MetadataExt;
         assert_eq!(std::fs::metadata(outside.join("victim")).unwrap().nlink(), 1, "{what}");
     }
     // The harness itself restores what is harmless, so the refusals above are not its own.

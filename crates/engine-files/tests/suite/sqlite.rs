@@ -1,6 +1,7 @@
 //! Databases: live, locked, damaged, and put back where an older one left its traces.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ fn of(path: &Path) -> Engine {
 /// Accounts whose balances sum to 100,000, in WAL mode.
 fn bank(path: &Path) -> Connection {
     let connection = Connection::open(path).unwrap();
-    connection.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
+    connection.busy_timeout(std::time::Duration::from_mins(1)).unwrap();
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; CREATE TABLE account (id INTEGER PRIMARY KEY, balance INT, padding BLOB);
@@ -233,13 +234,12 @@ async fn what_cannot_be_saved_is_said_clearly() {
         let error: Error = back_up(&of(&at(name)), &MemorySink::default()).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error:?}");
         assert!(error.remedy().is_some(), "{name}: {error:?}");
-        if !matches!(name, "torn") {
+        // A preflight reads the beginning only; what is torn off the end is found by the copy.
+        if name != "torn" {
             let preflight = of(&at(name)).source.preflight(&RunContext::new(crate::support::name())).await.unwrap_err();
             assert_eq!(preflight.kind(), kind, "{name}: {preflight:?}");
         }
     }
-    let preflight = of(&at("torn")).source;
-    drop(preflight);
 }
 
 #[test]
@@ -286,7 +286,6 @@ fn holds_a_database_open() {
     let Some(path) = std::env::var_os("STACKWARD_TEST_DATABASE") else { return };
     let connection = Connection::open(PathBuf::from(path)).unwrap();
     let _rows: i64 = connection.query_row("SELECT count(*) FROM account", [], |row| row.get(0)).unwrap();
-    use std::io::Write;
     std::io::stdout().write_all(b"\nit is open\n").unwrap();
     std::io::stdout().flush().unwrap();
     std::io::stdin().read_line(&mut String::new()).unwrap();
