@@ -1,6 +1,9 @@
 //! Proves a saved tree: restores it into scratch, walks what came out, and compares it entry by entry with what is
 //! stored.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +13,8 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, Piece};
 use backup_core::tree::{EntryKind, FileIdentity, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, RunContext};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use crate::backup::{TREE, panicked};
@@ -168,41 +173,33 @@ impl Compare {
     }
 
     fn content(&self, content: Box<dyn FileContent>, have: &Found) -> Result<Option<String>> {
-        use std::os::unix::fs::FileExt;
         let Some(parent) = &have.parent else { return Ok(None) };
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
         let opened = rustix::fs::openat(parent, have.name(), flags, rustix::fs::Mode::empty());
         let failed = |source| Error::io("cannot read what the drill restored", have.entry.path.as_path(), source);
-        let file = std::fs::File::from(opened.map_err(|errno| failed(errno.into()))?);
+        let file = File::from(opened.map_err(|errno| failed(errno.into()))?);
         let mut pieces = self.runtime.block_on(content.open())?;
         let mut position = 0u64;
         let mut buffer = vec![0u8; COMPARE_BYTES];
         while let Some(piece) = self.runtime.block_on(pieces.next())? {
             self.cx.check_cancelled()?;
-            let (data, mut left) = match &piece {
-                Piece::Data(data) => (Some(data), data.len() as u64),
-                Piece::Hole(length) => (None, *length),
+            let same = match piece {
+                Piece::Data(data) => {
+                    position += data.len() as u64;
+                    holds(&file, &data, position - data.len() as u64, &mut buffer)
+                }
+                Piece::Hole(length) => {
+                    position = position.saturating_add(length);
+                    self.holds_zeroes(&file, position - length..position, &mut buffer)
+                }
             };
-            let mut offset = 0;
-            while left > 0 {
-                let count = usize::try_from(left).map_or(COMPARE_BYTES, |left| left.min(COMPARE_BYTES));
-                match file.read_exact_at(&mut buffer[..count], position) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                        return Ok(Some("was restored too short".to_owned()));
-                    }
-                    Err(error) => return Err(failed(error)),
+            match same {
+                Ok(true) => {}
+                Ok(false) => return Ok(Some("was restored with other content".to_owned())),
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    return Ok(Some("was restored too short".to_owned()));
                 }
-                let same = data.map_or_else(
-                    || buffer[..count].iter().all(|byte| *byte == 0),
-                    |data| buffer[..count] == data[offset..offset + count],
-                );
-                if !same {
-                    return Ok(Some("was restored with other content".to_owned()));
-                }
-                offset += count;
-                position += count as u64;
-                left -= count as u64;
+                Err(error) => return Err(failed(error)),
             }
         }
         let whole = position == have.entry.size();
@@ -212,10 +209,47 @@ impl Compare {
         self.cx.progress(position, 1);
         Ok(None)
     }
+
+    /// Whether a range reads as zero bytes. A hole does without being read: sparse files are larger than time allows.
+    fn holds_zeroes(&self, file: &File, range: Range<u64>, buffer: &mut [u8]) -> std::io::Result<bool> {
+        if range.end > file.metadata()?.len() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let zeroes = vec![0u8; COMPARE_BYTES];
+        let mut position = range.start;
+        while position < range.end && self.cx.check_cancelled().is_ok() {
+            position = match rustix::fs::seek(file, SeekFrom::Data(position)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => range.end,
+                // A file system that knows no holes: all of it is data.
+                Err(_) => position,
+            };
+            let left = range.end.saturating_sub(position);
+            let count = usize::try_from(left).map_or(COMPARE_BYTES, |left| left.min(COMPARE_BYTES));
+            if !holds(file, &zeroes[..count], position, buffer)? {
+                return Ok(false);
+            }
+            position += count as u64;
+        }
+        Ok(true)
+    }
 }
 
 /// Only root can make devices.
 fn may_be_missing(entry: &TreeEntry) -> bool {
     let device = matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
     device && !rustix::process::geteuid().is_root()
+}
+
+/// Whether `file` holds `wanted` at `position`.
+fn holds(file: &File, wanted: &[u8], mut position: u64, buffer: &mut [u8]) -> std::io::Result<bool> {
+    for part in wanted.chunks(buffer.len()) {
+        let have = &mut buffer[..part.len()];
+        file.read_exact_at(have, position)?;
+        if have != part {
+            return Ok(false);
+        }
+        position += part.len() as u64;
+    }
+    Ok(true)
 }

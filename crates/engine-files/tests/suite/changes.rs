@@ -201,6 +201,27 @@ async fn a_file_that_is_swapped_between_listing_and_reading_is_never_followed_ou
     assert!(manifest.sources[0].warnings[0].contains("bait"));
 }
 
+/// The first of three names vanishes between the look at it and its reading: the second takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_to_a_file_that_vanished_get_its_content() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("twin-1"), "twins").unwrap();
+    for name in ["twin-2", "twin-3"] {
+        fs::hard_link(home.path().join("twin-1"), home.path().join(name)).unwrap();
+    }
+    let reserved = home.path().components().count() as u64 - 1 + 1;
+    let first = home.path().join("twin-1");
+    let (manifest, memory) = disturbed(home.path(), move |number| {
+        if number == reserved {
+            fs::remove_file(&first).unwrap();
+        }
+    })
+    .await;
+    assert_eq!(stored_below(&reader(&memory, &manifest).await, home.path()).await, ["twin-2", "twin-3"]);
+    assert_eq!(restored(&manifest, &memory, &home.path().join("twin-2")).await, b"twins");
+    assert_eq!(manifest.sources[0].fingerprint.0["entries"]["hard links"], 1);
+}
+
 /// Backs up as the user `nobody`: a runtime of its own, all of whose threads give root up.
 fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     let become_nobody = || {

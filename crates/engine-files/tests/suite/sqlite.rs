@@ -25,17 +25,17 @@ fn of(path: &Path) -> Engine {
     sqlite(&format!("path: {}\nbusy_timeout: 0s", path.display()))
 }
 
-/// Accounts whose balances sum to 100,000, in WAL mode.
-fn bank(path: &Path) -> Connection {
+/// Accounts of 100 each, in WAL mode.
+fn bank(path: &Path, accounts: u32) -> Connection {
     let connection = Connection::open(path).unwrap();
     connection.busy_timeout(std::time::Duration::from_mins(1)).unwrap();
     connection
-        .execute_batch(
+        .execute_batch(&format!(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; CREATE TABLE account (id INTEGER PRIMARY KEY, balance INT, padding BLOB);
              CREATE TABLE transfer (id INTEGER PRIMARY KEY, note TEXT);
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
-             INSERT INTO account SELECT i, 100, randomblob(3000) FROM n;",
-        )
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {accounts})
+             INSERT INTO account SELECT i, 100, randomblob(3000) FROM n;"
+        ))
         .unwrap();
     connection
 }
@@ -61,7 +61,8 @@ fn names(folder: &Path) -> Vec<String> {
 async fn a_live_database_is_copied_consistently_under_load() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("bank.db");
-    let writer = bank(&path);
+    // Many steps of the copy, with commits between them: without its read transaction the copy would begin again at each.
+    let writer = bank(&path, 5000);
     let (stop, transfers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&transfers));
     let thread = std::thread::spawn(move || {
@@ -89,12 +90,12 @@ async fn a_live_database_is_copied_consistently_under_load() {
         restore(&engine, &from, &into_folder(&to)).await.unwrap();
         let copy = to.join("bank.db");
         assert_eq!(query(&copy, "PRAGMA integrity_check"), "ok");
-        assert_eq!(query(&copy, "SELECT sum(balance) FROM account"), "100000", "no half of a transfer");
+        assert_eq!(query(&copy, "SELECT sum(balance) FROM account"), "500000", "no half of a transfer");
         let rows: u64 = query(&copy, "SELECT count(*) FROM transfer").parse().unwrap();
         assert!(rows >= before && rows >= seen, "everything that was committed before is in it");
         seen = rows;
         let counts = &manifest.sources[0].fingerprint.0[&format!("rows in {}", path.display())];
-        assert_eq!((counts["account"], counts["transfer"]), (1000, rows), "the counts are those of the copy");
+        assert_eq!((counts["account"], counts["transfer"]), (5000, rows), "the counts are those of the copy");
         assert_eq!(engine.verifier.verify(&RunContext::new(name()), &from).await.unwrap().findings, []);
         assert_eq!(query(&copy, "PRAGMA journal_mode"), "wal");
         // Writers went on meanwhile: wait for a transfer that began after the copy did.
@@ -111,7 +112,7 @@ async fn a_live_database_is_copied_consistently_under_load() {
 async fn a_stale_wal_of_the_old_database_does_not_reach_the_new_one() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("bank.db");
-    let connection = bank(&path);
+    let connection = bank(&path, 1000);
     let engine = of(&path);
     let sink = MemorySink::default();
     let manifest = back_up(&engine, &sink).await.unwrap();
@@ -295,7 +296,7 @@ fn holds_a_database_open() {
 async fn a_database_in_use_is_not_replaced() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("bank.db");
-    drop(bank(&path));
+    drop(bank(&path, 1000));
     let engine = of(&path);
     let sink = MemorySink::default();
     let manifest = back_up(&engine, &sink).await.unwrap();
