@@ -253,3 +253,75 @@ fn holds(file: &File, wanted: &[u8], mut position: u64, buffer: &mut [u8]) -> st
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use backup_core::engine::EngineSetup;
+    use backup_core::plan::{Node, OnFailure};
+    use backup_core::run::{RunOptions, Task, run};
+    use backup_core::sink::Sink;
+    use backup_core::{PlanName, SourceName};
+    use backup_testkit::MemorySink;
+
+    use super::*;
+
+    /// Saves a small tree, restores it, lets `tamper` at it, and returns what the comparison says.
+    async fn compared(tamper: impl Fn(&Path)) -> Vec<String> {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("file"), "content").unwrap();
+        std::fs::write(data.join("other"), "x").unwrap();
+        File::create(data.join("sparse")).unwrap().set_len(1 << 20).unwrap();
+        let name = SourceName::new("data").unwrap();
+        let config = Node::from_yaml(&format!("paths: [{}]", data.display())).unwrap();
+        let host = Arc::new(backup_core::host::LocalHost);
+        let setup = EngineSetup { name: &name, config: &config, folder: Path::new("/"), host };
+        let source = crate::engine::build(&setup).unwrap().source;
+        let task = Task { name: name.clone(), engine: "files".to_owned(), source, on_failure: OnFailure::Continue };
+        let sink = MemorySink::default();
+        let options = RunOptions::new(PlanName::new("test").unwrap(), "here");
+        let manifest = run(vec![task], &sink, &options).await.unwrap();
+        let cx = RunContext::new(name.clone());
+        let from = BackupReader::new(sink.open(&manifest.id).await.unwrap(), name).unwrap();
+        let target = home.path().join("restored");
+        let to = RestoreTarget { place: Place::Folder(target.clone()), ..RestoreTarget::default() };
+        let plan = restore::plan(&cx, &from, &[], &to).await.unwrap();
+        restore::restore(&cx, &from, &[], plan).await.unwrap();
+        tamper(&target.join(data.strip_prefix("/").unwrap()));
+        let compare = Compare { cx, from, runtime: Handle::current(), owners: Arc::new(Owners::load()) };
+        tokio::task::spawn_blocking(move || compare.run(&target)).await.unwrap().unwrap().1
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_comparison_finds_every_sort_of_difference() {
+        type Tamper = fn(&Path);
+        let keep_time = |path: &Path, content: &[u8]| {
+            let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+            std::fs::write(path, content).unwrap();
+            File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+        };
+        assert_eq!(compared(|_| {}).await, Vec::<String>::new());
+        let flipped = compared(|data| keep_time(&data.join("file"), b"cOntent")).await;
+        assert!(flipped.len() == 1 && flipped[0].contains("other content"), "{flipped:?}");
+        let filled = compared(|data| keep_time(&data.join("sparse"), &[&[0; (1 << 20) - 1][..], b"1"].concat())).await;
+        assert!(filled.len() == 1 && filled[0].contains("other content"), "{filled:?}");
+        let cases: [(Tamper, &str); 6] = [
+            (|data| std::fs::remove_file(data.join("file")).unwrap(), "file` is stored and was not restored"),
+            (|data| std::fs::write(data.join("aaa"), "").unwrap(), "aaa` was restored and is not stored"),
+            (|data| std::fs::write(data.join("zzz"), "").unwrap(), "zzz` was restored and is not stored"),
+            (|data| std::fs::write(data.join("file"), "longer than before").unwrap(), "another kind or length"),
+            (
+                |data| std::fs::set_permissions(data.join("file"), PermissionsExt::from_mode(0o600)).unwrap(),
+                "another mode",
+            ),
+            (|data| std::os::unix::fs::chown(data.join("file"), Some(77), None).unwrap(), "another owner"),
+        ];
+        for (tamper, expected) in cases {
+            let findings = compared(tamper).await;
+            assert!(findings.iter().any(|finding| finding.contains(expected)), "{expected}: {findings:?}");
+        }
+    }
+}
