@@ -306,7 +306,8 @@ mod tests {
         assert_eq!(compared(|_| {}).await, Vec::<String>::new());
         let flipped = compared(|data| keep_time(&data.join("file"), b"cOntent")).await;
         assert!(flipped.len() == 1 && flipped[0].contains("other content"), "{flipped:?}");
-        let filled = compared(|data| keep_time(&data.join("sparse"), &[&[0; (1 << 20) - 1][..], b"1"].concat())).await;
+        let filled =
+            compared(|data| keep_time(&data.join("sparse"), &[vec![0; (1 << 20) - 1], b"1".to_vec()].concat())).await;
         assert!(filled.len() == 1 && filled[0].contains("other content"), "{filled:?}");
         let cases: [(Tamper, &str); 6] = [
             (|data| std::fs::remove_file(data.join("file")).unwrap(), "file` is stored and was not restored"),
