@@ -2,6 +2,7 @@
 //!
 //! Invariant: it is deterministic; the same disturbance of the same work happens at the same operation.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,10 +28,29 @@ pub enum Disturbance {
     Fail(u64),
     /// The token is cancelled at the operation of this number.
     Cancel(u64, CancellationToken),
+    /// This is called at every operation, with its number: to change the system in the middle of the work.
+    Act(Action),
     /// Streams end early: their last piece is missing. Trees lose their last entry.
     CutShort,
     /// One bit of each stream is flipped; reading a file of a tree fails as damaged, as a sink must notice.
     FlipBit,
+}
+
+/// Something to do in the middle of the work.
+#[derive(Clone)]
+pub struct Action(Arc<dyn Fn(u64) + Send + Sync>);
+
+impl Action {
+    /// Wraps it.
+    pub fn new(action: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(action))
+    }
+}
+
+impl fmt::Debug for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Action")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +68,10 @@ impl Plan {
             }
             Disturbance::Cancel(at, token) if *at == number => {
                 token.cancel();
+                Ok(())
+            }
+            Disturbance::Act(Action(action)) => {
+                action(number);
                 Ok(())
             }
             _ => Ok(()),

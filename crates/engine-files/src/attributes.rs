@@ -61,18 +61,17 @@ fn changed(stat: &Stat) -> FileTime {
     time(stat.st_ctime, stat.st_ctime_nsec)
 }
 
-/// The identity of a file, or none when it may yet change unnoticed. `now` was taken before the file was looked at.
-pub(crate) fn identity(stat: &Stat, now: FileTime) -> FileIdentity {
+/// The identity of a file, or none when it may have changed again, unnoticed, since it was looked at.
+fn identity(inode: u64, changed: FileTime, now: FileTime) -> FileIdentity {
     let nanos = |time: FileTime| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
-    let changed = changed(stat);
     if nanos(changed) + RACY_NANOS > nanos(now) {
         return FileIdentity::default();
     }
-    FileIdentity { inode: stat.st_ino, changed }
+    FileIdentity { inode, changed }
 }
 
 /// The time by the clock that file systems stamp with.
-pub(crate) fn now() -> FileTime {
+fn now() -> FileTime {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     FileTime { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
 }
@@ -80,7 +79,7 @@ pub(crate) fn now() -> FileTime {
 /// The entry of what `stat` describes.
 pub(crate) fn entry(path: TreePath, kind: EntryKind, stat: &Stat, xattrs: Xattrs, owners: &Owners) -> TreeEntry {
     let identity = match kind {
-        EntryKind::File { .. } => identity(stat, now()),
+        EntryKind::File { .. } => identity(stat.st_ino, changed(stat), now()),
         _ => FileIdentity::default(),
     };
     TreeEntry {
@@ -160,5 +159,25 @@ fn value(of: Holder<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
         // It vanished, or this user may see its name but not its value.
         Err(Errno::NODATA | Errno::ACCESS | Errno::PERM | Errno::NOTSUP) => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changed_a_tick_ago_has_no_identity() {
+        let now = FileTime { seconds: 100, nanos: 5_000_000 };
+        let cases = [
+            (FileTime { seconds: 99, nanos: 0 }, true),
+            (FileTime { seconds: 99, nanos: 995_000_000 }, true),
+            (FileTime { seconds: 99, nanos: 995_000_001 }, false),
+            (FileTime { seconds: 100, nanos: 4_000_000 }, false),
+            (FileTime { seconds: 101, nanos: 0 }, false),
+        ];
+        for (changed, known) in cases {
+            assert_eq!(identity(7, changed, now).inode != 0, known, "{changed:?}");
+        }
     }
 }

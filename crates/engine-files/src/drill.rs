@@ -1,6 +1,9 @@
 //! Proves a saved tree: restores it into scratch, walks what came out, and compares it entry by entry with what is
 //! stored.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +13,8 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, Piece};
 use backup_core::tree::{EntryKind, FileIdentity, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, RunContext};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use crate::backup::{TREE, panicked};
@@ -113,7 +118,7 @@ impl Compare {
                 }
                 (Some(want), have) => {
                     items += 1;
-                    if !self.may_be_missing(&want.entry) {
+                    if !may_be_missing(&want.entry) {
                         findings.push(format!("`/{}` is stored and was not restored", want.entry.path));
                     }
                     stored = self.runtime.block_on(tree.next())?;
@@ -123,11 +128,6 @@ impl Compare {
             }
         }
         Ok((items, findings))
-    }
-
-    fn may_be_missing(&self, entry: &TreeEntry) -> bool {
-        let device = matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
-        device && !rustix::process::geteuid().is_root()
     }
 
     fn compare(&self, want: &TreeEntry, content: Option<Box<dyn FileContent>>, have: &Found) -> Result<Vec<String>> {
@@ -173,41 +173,33 @@ impl Compare {
     }
 
     fn content(&self, content: Box<dyn FileContent>, have: &Found) -> Result<Option<String>> {
-        use std::os::unix::fs::FileExt;
         let Some(parent) = &have.parent else { return Ok(None) };
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
         let opened = rustix::fs::openat(parent, have.name(), flags, rustix::fs::Mode::empty());
         let failed = |source| Error::io("cannot read what the drill restored", have.entry.path.as_path(), source);
-        let file = std::fs::File::from(opened.map_err(|errno| failed(errno.into()))?);
+        let file = File::from(opened.map_err(|errno| failed(errno.into()))?);
         let mut pieces = self.runtime.block_on(content.open())?;
         let mut position = 0u64;
         let mut buffer = vec![0u8; COMPARE_BYTES];
         while let Some(piece) = self.runtime.block_on(pieces.next())? {
             self.cx.check_cancelled()?;
-            let (data, mut left) = match &piece {
-                Piece::Data(data) => (Some(data), data.len() as u64),
-                Piece::Hole(length) => (None, *length),
+            let same = match piece {
+                Piece::Data(data) => {
+                    position += data.len() as u64;
+                    holds(&file, &data, position - data.len() as u64, &mut buffer)
+                }
+                Piece::Hole(length) => {
+                    position = position.saturating_add(length);
+                    self.holds_zeroes(&file, position - length..position, &mut buffer)
+                }
             };
-            let mut offset = 0;
-            while left > 0 {
-                let count = usize::try_from(left).map_or(COMPARE_BYTES, |left| left.min(COMPARE_BYTES));
-                match file.read_exact_at(&mut buffer[..count], position) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                        return Ok(Some("was restored too short".to_owned()));
-                    }
-                    Err(error) => return Err(failed(error)),
+            match same {
+                Ok(true) => {}
+                Ok(false) => return Ok(Some("was restored with other content".to_owned())),
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    return Ok(Some("was restored too short".to_owned()));
                 }
-                let same = data.map_or_else(
-                    || buffer[..count].iter().all(|byte| *byte == 0),
-                    |data| buffer[..count] == data[offset..offset + count],
-                );
-                if !same {
-                    return Ok(Some("was restored with other content".to_owned()));
-                }
-                offset += count;
-                position += count as u64;
-                left -= count as u64;
+                Err(error) => return Err(failed(error)),
             }
         }
         let whole = position == have.entry.size();
@@ -216,5 +208,121 @@ impl Compare {
         }
         self.cx.progress(position, 1);
         Ok(None)
+    }
+
+    /// Whether a range reads as zero bytes. A hole does without being read: sparse files are larger than time allows.
+    fn holds_zeroes(&self, file: &File, range: Range<u64>, buffer: &mut [u8]) -> std::io::Result<bool> {
+        if range.end > file.metadata()?.len() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let zeroes = vec![0u8; COMPARE_BYTES];
+        let mut position = range.start;
+        while position < range.end && self.cx.check_cancelled().is_ok() {
+            position = match rustix::fs::seek(file, SeekFrom::Data(position)) {
+                Ok(data) => data,
+                Err(Errno::NXIO) => range.end,
+                // A file system that knows no holes: all of it is data.
+                Err(_) => position,
+            };
+            let left = range.end.saturating_sub(position);
+            let count = usize::try_from(left).map_or(COMPARE_BYTES, |left| left.min(COMPARE_BYTES));
+            if !holds(file, &zeroes[..count], position, buffer)? {
+                return Ok(false);
+            }
+            position += count as u64;
+        }
+        Ok(true)
+    }
+}
+
+/// Only root can make devices.
+fn may_be_missing(entry: &TreeEntry) -> bool {
+    let device = matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
+    device && !rustix::process::geteuid().is_root()
+}
+
+/// Whether `file` holds `wanted` at `position`.
+fn holds(file: &File, wanted: &[u8], mut position: u64, buffer: &mut [u8]) -> std::io::Result<bool> {
+    for part in wanted.chunks(buffer.len()) {
+        let have = &mut buffer[..part.len()];
+        file.read_exact_at(have, position)?;
+        if have != part {
+            return Ok(false);
+        }
+        position += part.len() as u64;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use backup_core::engine::EngineSetup;
+    use backup_core::plan::{Node, OnFailure};
+    use backup_core::run::{RunOptions, Task, run};
+    use backup_core::sink::Sink;
+    use backup_core::{PlanName, SourceName};
+    use backup_testkit::MemorySink;
+
+    use super::*;
+
+    /// Saves a small tree, restores it, lets `tamper` at it, and returns what the comparison says.
+    async fn compared(tamper: impl Fn(&Path)) -> Vec<String> {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("file"), "content").unwrap();
+        std::fs::write(data.join("other"), "x").unwrap();
+        File::create(data.join("sparse")).unwrap().set_len(1 << 20).unwrap();
+        let name = SourceName::new("data").unwrap();
+        let config = Node::from_yaml(&format!("paths: [{}]", data.display())).unwrap();
+        let host = Arc::new(backup_core::host::LocalHost);
+        let setup = EngineSetup { name: &name, config: &config, folder: Path::new("/"), host };
+        let source = crate::engine::build(&setup).unwrap().source;
+        let task = Task { name: name.clone(), engine: "files".to_owned(), source, on_failure: OnFailure::Continue };
+        let sink = MemorySink::default();
+        let options = RunOptions::new(PlanName::new("test").unwrap(), "here");
+        let manifest = run(vec![task], &sink, &options).await.unwrap();
+        let cx = RunContext::new(name.clone());
+        let from = BackupReader::new(sink.open(&manifest.id).await.unwrap(), name).unwrap();
+        let target = home.path().join("restored");
+        let to = RestoreTarget { place: Place::Folder(target.clone()), ..RestoreTarget::default() };
+        let plan = restore::plan(&cx, &from, &[], &to).await.unwrap();
+        restore::restore(&cx, &from, &[], plan).await.unwrap();
+        tamper(&target.join(data.strip_prefix("/").unwrap()));
+        let compare = Compare { cx, from, runtime: Handle::current(), owners: Arc::new(Owners::load()) };
+        tokio::task::spawn_blocking(move || compare.run(&target)).await.unwrap().unwrap().1
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_comparison_finds_every_sort_of_difference() {
+        type Tamper = fn(&Path);
+        let keep_time = |path: &Path, content: &[u8]| {
+            let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+            std::fs::write(path, content).unwrap();
+            File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+        };
+        assert_eq!(compared(|_| {}).await, Vec::<String>::new());
+        let flipped = compared(|data| keep_time(&data.join("file"), b"cOntent")).await;
+        assert!(flipped.len() == 1 && flipped[0].contains("other content"), "{flipped:?}");
+        let filled =
+            compared(|data| keep_time(&data.join("sparse"), &[vec![0; (1 << 20) - 1], b"1".to_vec()].concat())).await;
+        assert!(filled.len() == 1 && filled[0].contains("other content"), "{filled:?}");
+        let cases: [(Tamper, &str); 6] = [
+            (|data| std::fs::remove_file(data.join("file")).unwrap(), "file` is stored and was not restored"),
+            (|data| std::fs::write(data.join("aaa"), "").unwrap(), "aaa` was restored and is not stored"),
+            (|data| std::fs::write(data.join("zzz"), "").unwrap(), "zzz` was restored and is not stored"),
+            (|data| std::fs::write(data.join("file"), "longer than before").unwrap(), "another kind or length"),
+            (
+                |data| std::fs::set_permissions(data.join("file"), PermissionsExt::from_mode(0o600)).unwrap(),
+                "another mode",
+            ),
+            (|data| std::os::unix::fs::chown(data.join("file"), Some(77), None).unwrap(), "another owner"),
+        ];
+        for (tamper, expected) in cases {
+            let findings = compared(tamper).await;
+            assert!(findings.iter().any(|finding| finding.contains(expected)), "{expected}: {findings:?}");
+        }
     }
 }

@@ -73,8 +73,9 @@ impl Rules {
         self.include.as_ref().is_none_or(|globs| matched(globs, path.as_bytes(), what).unwrap_or(false))
     }
 
-    pub(crate) fn is_ignore_file(&self, name: &[u8]) -> bool {
-        self.ignore_files.iter().any(|known| known == name)
+    /// The names of ignore files.
+    pub(crate) fn ignore_files(&self) -> &[Vec<u8>] {
+        &self.ignore_files
     }
 }
 

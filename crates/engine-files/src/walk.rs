@@ -397,14 +397,8 @@ impl<'a> Walker<'a> {
     }
 
     fn read_ignore_files(&self, level: &mut Level) {
-        let names: Vec<Vec<u8>> = level
-            .names
-            .spans
-            .iter()
-            .map(|span| level.names.get(*span))
-            .filter(|name| self.rules.is_ignore_file(name))
-            .map(<[u8]>::to_vec)
-            .collect();
+        let names =
+            self.rules.ignore_files().iter().filter(|name| level.names.contains(name)).cloned().collect::<Vec<_>>();
         for name in names {
             match IgnoreChain::read(&level.folder, &name, &level.path, level.ignore.clone()) {
                 Ok(chain) => level.ignore = Some(Arc::new(chain)),
@@ -461,6 +455,10 @@ impl<'a> Walker<'a> {
                 self.cx.warn(format!("`/{path}` vanished while it was saved"));
             }
             errno if is_refusal(errno) => self.unreadable(path, errno),
+            Errno::MFILE | Errno::NFILE => {
+                return Err(Error::io("too many open files", path.below(&self.base), errno.into())
+                    .hint("raise the limit (`ulimit -n`): each level of folders holds one open"));
+            }
             errno => return Err(Error::io("cannot read", path.below(&self.base), errno.into())),
         }
         Ok(None)

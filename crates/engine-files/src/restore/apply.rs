@@ -59,12 +59,7 @@ impl Applier {
         }
     }
 
-    /// The permission bits to create a file with. They are its final ones when [`Applier::file`] has nothing to add.
-    pub(crate) fn creation_mode(&self, entry: &TreeEntry) -> Mode {
-        Mode::from_raw_mode(entry.mode & 0o777)
-    }
-
-    /// Finishes an open file that was created with [`Applier::creation_mode`].
+    /// Finishes an open file that was created with [`creation_mode`].
     pub(crate) fn file(&self, file: BorrowedFd<'_>, entry: &TreeEntry) -> Result<()> {
         let masked = entry.mode & 0o777 & self.umask != 0;
         self.open(file, entry, if masked { Created::Otherwise } else { Created::WithItsMode })
@@ -183,6 +178,11 @@ impl Applier {
     }
 }
 
+/// The permission bits to create a file with. They are its final ones when [`Applier::file`] has nothing to add.
+pub(crate) fn creation_mode(entry: &TreeEntry) -> Mode {
+    Mode::from_raw_mode(entry.mode & 0o777)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Created {
     WithItsMode,
@@ -196,7 +196,7 @@ fn broken(entry: &TreeEntry, errno: Errno) -> Error {
 /// Sets the modification time and leaves the time of the last access alone.
 fn times(modified: FileTime) -> Timestamps {
     Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: modified.seconds, tv_nsec: modified.nanos.into() },
     }
 }

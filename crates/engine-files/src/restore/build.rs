@@ -105,7 +105,7 @@ impl Restore {
         let in_flight = (links != Some(&0)).then(InFlight::default);
         let (jobs, queue) = bounded::<Job>(QUEUE);
         let stop = self.cx.cancellation();
-        let (built, wrote) = std::thread::scope(|scope| {
+        let (built, written) = std::thread::scope(|scope| {
             let write = || {
                 let mut drain = Drain { queue: &queue, in_flight: in_flight.as_ref(), stop: Some(stop) };
                 let result = write_all(&writer, &queue, in_flight.as_ref());
@@ -118,16 +118,16 @@ impl Restore {
             let mut builder = Builder::new(&self, &staged, Some(jobs), in_flight.as_ref());
             let built = builder.build();
             let result = built.map(|()| builder.finish());
-            let wrote: Vec<Result<u64>> = writers
+            let counts: Vec<Result<u64>> = writers
                 .into_iter()
                 .map(|thread| {
                     thread.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a writer panicked")))
                 })
                 .collect();
-            (result, wrote)
+            (result, counts)
         });
         let (mut bytes, mut failure) = (0, None);
-        for result in wrote {
+        for result in written {
             match result {
                 Ok(count) => bytes += count,
                 Err(error) => crate::backup::prefer(&mut failure, error),

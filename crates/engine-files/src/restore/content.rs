@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
-use super::apply::Applier;
+use super::apply::{Applier, creation_mode};
 use super::build::Folder;
 
 /// A file to write.
@@ -44,7 +44,7 @@ impl ContentWriter {
             errno => Error::io("cannot write a restored file", format!("/{}", entry.path), errno.into()),
         };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(folder.fd(), &name, flags, self.applier.creation_mode(&entry)).map_err(broken)?;
+        let file = rustix::fs::openat(folder.fd(), &name, flags, creation_mode(&entry)).map_err(broken)?;
         let written = self.fill(&file, &entry, content)?;
         self.applier.file(file.as_fd(), &entry)?;
         drop(file);

@@ -105,7 +105,7 @@ fn copy_one(
         let modified =
             Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec.try_into().unwrap_or_default() };
         let times =
-            Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT.into() }, last_modification: modified };
+            Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: modified };
         rustix::fs::futimens(&folder, &times).map_err(broken)?;
         first.get_or_insert((folder, name));
     }

@@ -169,15 +169,13 @@ pub(crate) fn put_all(
     applier: &Applier,
     existing: Existing,
 ) -> Result<Vec<String>> {
-    for staging in &staged {
-        rustix::fs::syncfs(&staging.fd).map_err(|errno| staging.broken(errno))?;
-    }
+    sync(&staged)?;
     let mut done = Vec::new();
     let mut put_and_sync = || -> Result<()> {
         for (unit, staging) in units.iter().zip(&staged) {
             put(unit, staging, ancestors, applier, existing, &mut done)?;
         }
-        staged.iter().try_for_each(|staging| rustix::fs::syncfs(&staging.fd).map_err(|errno| staging.broken(errno)))
+        units.iter().try_for_each(|unit| sync_above(&unit.destination))
     };
     if let Err(error) = put_and_sync() {
         if undo(done) {
@@ -189,6 +187,26 @@ pub(crate) fn put_all(
         return Err(error.hint(hint));
     }
     Ok(staged.into_iter().filter_map(Staging::remove).collect())
+}
+
+/// Brings everything that was staged to disk: once for each file system, not once for each file.
+fn sync(staged: &[Staging]) -> Result<()> {
+    let mut synced = Vec::new();
+    for staging in staged {
+        let device = rustix::fs::fstat(&staging.fd).map_err(|errno| staging.broken(errno))?.st_dev;
+        if !synced.contains(&device) {
+            rustix::fs::syncfs(&staging.fd).map_err(|errno| staging.broken(errno))?;
+            synced.push(device);
+        }
+    }
+    Ok(())
+}
+
+/// Makes a rename durable before what it replaced is removed.
+fn sync_above(destination: &Path) -> Result<()> {
+    let folder = destination.parent().unwrap_or(destination);
+    let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| Error::io("cannot make the restore durable", folder, source))
 }
 
 fn put(

@@ -144,14 +144,8 @@ fn copy(
     busy_timeout: Duration,
 ) -> Result<Copy> {
     let (real, metadata) = locate(path)?;
-    let live = open_live(&real, busy_timeout)?;
-    interrupts.watch(&live);
+    let live = begin_reading(&real, busy_timeout, interrupts)?;
     let broken = |source| explain(source, &real);
-    // One read transaction for the whole copy: in WAL mode writers go on and the copy does not see them, so it need not
-    // start again; in the rollback modes they wait, as they would for any long reader (sqlite.org/isolation.html).
-    live.execute_batch("BEGIN").map_err(broken)?;
-    let _begins_reading: i64 =
-        live.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(broken)?;
     let target = file_in(&folder);
     transfer(cx, &live, &real, &target, busy_timeout)?;
     let owners = Owners::load();
@@ -175,6 +169,19 @@ fn copy(
     let (rows, uncounted) = count_rows(cx, &copied, &record.path)?;
     let pages: u32 = pragma(&copied, "page_count").map_err(|source| explain(source, &target))?;
     Ok(Copy { folder, bytes: u64::from(pages) * u64::from(record.page_size), record, rows, uncounted })
+}
+
+/// Opens a live database and begins the one read transaction under which it is copied: in WAL mode writers go on and the
+/// copy does not see them, so it need not start again; in the rollback modes they wait, as they would for any long reader
+/// (sqlite.org/isolation.html).
+fn begin_reading(real: &Path, busy_timeout: Duration, interrupts: &Interrupts) -> Result<Connection> {
+    let broken = |source| explain(source, real);
+    let live = open_live(real, busy_timeout)?;
+    interrupts.watch(&live);
+    live.execute_batch("BEGIN").map_err(broken)?;
+    let sql = "SELECT count(*) FROM sqlite_schema";
+    let _begins_reading: i64 = live.query_row(sql, [], |row| row.get(0)).map_err(broken)?;
+    Ok(live)
 }
 
 fn transfer(cx: &RunContext, live: &Connection, real: &Path, target: &Path, busy_timeout: Duration) -> Result<()> {
@@ -204,5 +211,27 @@ fn transfer(cx: &RunContext, live: &Connection, real: &Path, target: &Path, busy
                 std::thread::sleep(BUSY_PAUSE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use backup_core::SourceName;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_of_the_moment_in_which_it_began() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("live.db");
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        let live = begin_reading(&path, Duration::ZERO, &Interrupts::default()).unwrap();
+        writer.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+        let cx = RunContext::new(SourceName::new("x").unwrap());
+        let target = home.path().join("copy.db");
+        transfer(&cx, &live, &path, &target, Duration::ZERO).unwrap();
+        let copy = open_copy(&target, &Interrupts::default()).unwrap();
+        assert_eq!(count_rows(&cx, &copy, &path).unwrap().0["t"], 1, "what was committed later is not in it");
     }
 }

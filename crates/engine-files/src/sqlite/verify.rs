@@ -80,7 +80,7 @@ pub(crate) fn examine(
     let mut answers = Answers::default();
     match ask(cx, interrupts, path, record, saved, &mut answers) {
         Err(error) if is_damage(&error) || error.kind() == backup_core::ErrorKind::Unsupported => {
-            answers.faults.push(error.chain())
+            answers.faults.push(error.chain());
         }
         result => result?,
     }

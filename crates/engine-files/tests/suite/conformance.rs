@@ -1,14 +1,12 @@
 //! Both engines against the suite that every engine passes.
 
-mod support;
-
 use std::path::PathBuf;
 
+use crate::support::{describe, engine, files};
 use async_trait::async_trait;
 use backup_core::engine::Engine;
 use backup_testkit::conformance::engine::Subject;
 use backup_testkit::engine_conformance;
-use support::{describe, engine, files};
 use tempfile::TempDir;
 
 struct Tree {

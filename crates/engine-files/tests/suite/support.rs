@@ -1,8 +1,5 @@
 //! What the tests of this crate share: engines from YAML, runs into memory, and trees described as text.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(unreachable_pub, reason = "a module of tests is no library")]
-
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -16,23 +13,24 @@ use backup_core::manifest::Manifest;
 use backup_core::plan::{Node, OnFailure};
 use backup_core::run::{RunOptions, Task, run};
 use backup_core::sink::Sink;
-use backup_core::{BackupReader, PlanName, RunContext, SourceName};
+use backup_core::tree::{TreeEntry, TreePath};
+use backup_core::{ArtifactName, BackupReader, PlanName, RunContext, SourceName};
 
-pub fn name() -> SourceName {
+pub(crate) fn name() -> SourceName {
     SourceName::new("data").unwrap()
 }
 
-pub fn engine(descriptor: &EngineDescriptor, yaml: &str) -> Result<Engine> {
+pub(crate) fn engine(descriptor: &EngineDescriptor, yaml: &str) -> Result<Engine> {
     let config = Node::from_yaml(yaml)?;
     let (name, host) = (name(), Arc::new(LocalHost));
     (descriptor.build)(&EngineSetup { name: &name, config: &config, folder: Path::new("/"), host })
 }
 
-pub fn files(yaml: &str) -> Engine {
+pub(crate) fn files(yaml: &str) -> Engine {
     engine(&engine_files::FILES, yaml).unwrap()
 }
 
-pub async fn back_up(engine: &Engine, sink: &dyn Sink) -> Result<Manifest> {
+pub(crate) async fn back_up(engine: &Engine, sink: &dyn Sink) -> Result<Manifest> {
     let options = RunOptions::new(PlanName::new("test").unwrap(), "here");
     let task = Task {
         name: name(),
@@ -43,26 +41,47 @@ pub async fn back_up(engine: &Engine, sink: &dyn Sink) -> Result<Manifest> {
     run(vec![task], sink, &options).await
 }
 
-pub async fn reader(sink: &dyn Sink, manifest: &Manifest) -> BackupReader {
+/// The paths of the stored tree, and what else there is to ask of its entries.
+pub(crate) async fn entries(from: &BackupReader) -> Vec<TreeEntry> {
+    let mut tree = from.tree(&ArtifactName::new("tree").unwrap()).await.unwrap();
+    let mut entries = Vec::new();
+    while let Some(stored) = tree.next().await.unwrap() {
+        entries.push(stored.entry);
+    }
+    entries
+}
+
+/// The stored paths below `folder`, relative to it.
+pub(crate) async fn stored_below(from: &BackupReader, folder: &Path) -> Vec<String> {
+    let prefix = TreePath::new(folder.as_os_str().as_bytes()[1..].to_vec()).unwrap();
+    let below = |entry: &TreeEntry| {
+        let rest =
+            entry.path.starts_with(&prefix).then(|| entry.path.as_bytes().get(prefix.as_bytes().len() + 1..))??;
+        Some(String::from_utf8_lossy(rest).into_owned())
+    };
+    entries(from).await.iter().filter_map(below).collect()
+}
+
+pub(crate) async fn reader(sink: &dyn Sink, manifest: &Manifest) -> BackupReader {
     BackupReader::new(sink.open(&manifest.id).await.unwrap(), name()).unwrap()
 }
 
-pub fn into_folder(folder: &Path) -> RestoreTarget {
+pub(crate) fn into_folder(folder: &Path) -> RestoreTarget {
     RestoreTarget { place: Place::Folder(folder.to_owned()), ..RestoreTarget::default() }
 }
 
-pub fn replacing(target: RestoreTarget) -> RestoreTarget {
+pub(crate) fn replacing(target: RestoreTarget) -> RestoreTarget {
     RestoreTarget { existing: Existing::Replace, ..target }
 }
 
-pub async fn restore(engine: &Engine, from: &BackupReader, to: &RestoreTarget) -> Result<RestoreReport> {
+pub(crate) async fn restore(engine: &Engine, from: &BackupReader, to: &RestoreTarget) -> Result<RestoreReport> {
     let cx = RunContext::new(name());
     let plan = engine.restorer.plan_restore(&cx, from, to).await?;
     engine.restorer.restore(&cx, from, plan).await
 }
 
 /// Everything that a restore must bring back, one line per entry: names, kinds, attributes, content, link groups.
-pub fn describe(root: &Path) -> String {
+pub(crate) fn describe(root: &Path) -> String {
     let mut text = String::new();
     let mut inodes = Vec::new();
     entry(root, Path::new("."), &mut inodes, &mut text);
@@ -94,7 +113,7 @@ fn entry(path: &Path, shown: &Path, inodes: &mut Vec<u64>, text: &mut String) {
         write!(text, "[{}={}] ", name.escape_ascii(), value[..count].escape_ascii()).unwrap();
     }
     if kind.is_symlink() {
-        writeln!(text, "-> {:?}", std::fs::read_link(path).unwrap()).unwrap();
+        writeln!(text, "-> {}", std::fs::read_link(path).unwrap().as_os_str().as_bytes().escape_ascii()).unwrap();
     } else if kind.is_file() {
         let content = std::fs::read(path).unwrap();
         let sum: u64 =
