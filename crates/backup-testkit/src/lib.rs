@@ -11,12 +11,8 @@ mod memory_sink;
 pub mod postgres;
 pub mod sink_suite;
 
-<<<<<<< HEAD
-pub use disturbed_sink::{Disturbance, DisturbedSink};
-pub use faulty_store::{Fault, FaultyStore};
-=======
 pub use disturbed_sink::{Action, Disturbance, DisturbedSink};
->>>>>>> files
+pub use faulty_store::{Fault, FaultyStore};
 pub use memory_sink::MemorySink;
 pub use postgres::PrivatePostgres;
 pub use sink_suite::{ScriptedSource, noise};

@@ -202,8 +202,7 @@ fn schemas_describe_every_setting() {
 fn discovered_fragments_are_plans_that_build() {
     for descriptor in [engine_files::FILES, engine_files::SQLITE] {
         for found in (descriptor.discover)() {
-            let fragment = found.yaml.strip_prefix(&format!("{}:\n", descriptor.name)).unwrap();
-            engine(&descriptor, fragment).unwrap();
+            engine(&descriptor, &found.yaml).unwrap();
             backup_core::SourceName::new(found.name).unwrap();
         }
     }

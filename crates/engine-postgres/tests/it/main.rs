@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 
 mod backup;
+mod conformance;
 mod drill;
 mod faults;
 mod restore;

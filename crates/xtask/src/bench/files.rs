@@ -71,10 +71,10 @@ fn words(text: &str) -> Vec<String> {
 }
 
 fn stackward(binary: &Path, work: &Path) -> Result<Tool> {
-    let keys = Run::new(binary).args(["--json", "key", "generate"]).output()?;
-    let keys: serde_json::Value = serde_json::from_str(&keys).map_err(|error| format!("key generate: {error}"))?;
-    let field = |name: &str| keys["result"][name].as_str().or(keys[name].as_str()).unwrap_or_default().to_owned();
-    let (identity, recipient) = (field("identity"), field("recipient"));
+    let keys = Run::new(binary).args(["key", "generate"]).output()?;
+    let find =
+        |start: &str| keys.split_whitespace().find(|word| word.starts_with(start)).unwrap_or_default().to_owned();
+    let (identity, recipient) = (find("AGE-SECRET-KEY-1"), find("age1"));
     let (work_text, identity_file) = (work.display().to_string(), work.join("key"));
     std::fs::write(&identity_file, format!("{identity}\n")).map_err(|error| error.to_string())?;
     let plan = work.join("stackward.yaml");
@@ -194,6 +194,9 @@ fn check_restored(name: &str, work: &Path, round: u64) -> Result {
     std::fs::remove_dir_all(&restored).map_err(|error| error.to_string())
 }
 
+/// One figure of a run.
+type Figure = fn(&Usage) -> f64;
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
@@ -207,13 +210,13 @@ fn report(tools: &[Tool], bytes: u64) -> String {
     let reference = tools.iter().find(|tool| tool.name == "restic").unwrap_or(&tools[0]);
     for (phase, name) in PHASES.iter().enumerate() {
         for tool in tools {
-            let of = |get: fn(&Usage) -> f64| median(tool.used.iter().map(|row| get(&row[phase])).collect());
-            let ratio = |get: fn(&Usage) -> f64| {
+            let of = |get: Figure| median(tool.used.iter().map(|row| get(&row[phase])).collect());
+            let ratio = |get: Figure| {
                 let pairs = tool.used.iter().zip(&reference.used);
                 median(pairs.map(|(mine, theirs)| get(&mine[phase]) / get(&theirs[phase])).collect())
             };
-            let (wall, cpu, peak): (fn(&Usage) -> f64, fn(&Usage) -> f64, fn(&Usage) -> f64) =
-                (|used| used.wall_s, |used| used.cpu_s, |used| used.peak_mib);
+            let (wall, cpu): (Figure, Figure) = (|used| used.wall_s, |used| used.cpu_s);
+            let peak: Figure = |used| used.peak_mib;
             text.push_str(&format!(
                 "| {name} | {} | {:.2} | {:.2} | {:.0} | {:.2} | {:.2} |\n",
                 tool.name,
