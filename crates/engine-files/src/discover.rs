@@ -32,7 +32,7 @@ pub(crate) fn folders() -> Vec<Discovered> {
         .map(|(name, path, what)| Discovered {
             name: (*name).to_owned(),
             because: format!("{path} holds {what}"),
-            yaml: format!("paths: [{path}]\n"),
+            yaml: format!("files:\n  paths: [{path}]\n"),
         })
         .collect()
 }
@@ -79,6 +79,6 @@ fn propose(path: &Path) -> Option<Discovered> {
     Some(Discovered {
         name: format!("{}-db", name.trim_matches('-')),
         because: format!("{text} is an SQLite database"),
-        yaml: format!("path: {}\n", serde_json::to_string(text).ok()?),
+        yaml: format!("sqlite:\n  path: {}\n", serde_json::to_string(text).ok()?),
     })
 }

@@ -202,7 +202,8 @@ fn schemas_describe_every_setting() {
 fn discovered_fragments_are_plans_that_build() {
     for descriptor in [engine_files::FILES, engine_files::SQLITE] {
         for found in (descriptor.discover)() {
-            engine(&descriptor, &found.yaml).unwrap();
+            let fragment = found.yaml.strip_prefix(&format!("{}:\n", descriptor.name)).unwrap();
+            engine(&descriptor, fragment).unwrap();
             backup_core::SourceName::new(found.name).unwrap();
         }
     }
