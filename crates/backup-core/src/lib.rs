@@ -3,6 +3,9 @@
 //! Read [`engine`] for what an engine implements, [`sink`] for what a store implements, and [`run`] for the one
 //! place that commits. This crate talks to no service: it knows processes ([`host`]), plans and manifests.
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("Stackward counts bytes in usize and needs a 64-bit machine");
+
 pub mod context;
 pub mod engine;
 pub mod error;

@@ -2,6 +2,17 @@
 //!
 //! Engines, sinks and hosts run the suites here; the names of the tests are the contract.
 
-mod memory_sink;
+#![expect(clippy::missing_panics_doc, reason = "everything here panics: that is how a test fails")]
 
+pub mod conformance;
+mod disturbed_sink;
+mod faulty_store;
+mod memory_sink;
+pub mod postgres;
+pub mod sink_suite;
+
+pub use disturbed_sink::{Disturbance, DisturbedSink};
+pub use faulty_store::{Fault, FaultyStore};
 pub use memory_sink::MemorySink;
+pub use postgres::PrivatePostgres;
+pub use sink_suite::{ScriptedSource, noise};

@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 type Address = (SourceName, ArtifactName);
 type Tree = Vec<(TreeEntry, Vec<Piece>)>;
+type Committed = BTreeMap<SnapshotId, (Manifest, Arc<Artifacts>)>;
 
 #[derive(Debug, Clone, Default)]
 struct Artifacts {
@@ -28,7 +29,7 @@ struct Artifacts {
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct MemorySink {
-    committed: Arc<Mutex<BTreeMap<SnapshotId, (Manifest, Arc<Artifacts>)>>>,
+    committed: Arc<Mutex<Committed>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -48,7 +49,11 @@ impl Sink for MemorySink {
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {
         let committed = lock(&self.committed);
         let wanted = |manifest: &&Manifest| filter.plan.as_ref().is_none_or(|plan| *plan == manifest.plan);
-        Ok(committed.values().map(|(manifest, _)| manifest).filter(wanted).map(SnapshotSummary::of).collect())
+        let found = committed.values().map(|(manifest, _)| manifest).filter(wanted);
+        let mut summaries: Vec<SnapshotSummary> = found.map(SnapshotSummary::of).collect();
+        // Ids sort by the second only.
+        summaries.sort_by_key(|summary| summary.started);
+        Ok(summaries)
     }
 
     async fn manifest(&self, id: &SnapshotId) -> Result<Manifest> {

@@ -1,1 +1,68 @@
+//! Sinks: the repository (deduplicating, encrypted, over any object store) and the plain directory.
+//!
+//! [`open`] turns a plan's sink into a [`Sink`]; [`Repository`] and its format are described in `docs/format.md`.
 
+pub mod keys;
+mod location;
+mod repository;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use backup_core::error::Result;
+use backup_core::plan::{RepositoryConfig, SinkConfig};
+use backup_core::sink::Sink;
+
+pub use keys::Unlock;
+pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
+
+/// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.
+///
+/// # Errors
+/// See [`Repository::create`].
+pub async fn create(sink: &SinkConfig, folder: &Path) -> Result<Created> {
+    match sink {
+        SinkConfig::Repository(config) => {
+            let location = location::resolve(&config.url, folder, location::Missing::Create)?;
+            Repository::create(location.store, &location.describe, &options(config, folder)?).await
+        }
+        SinkConfig::Directory(_) => todo_directory(),
+    }
+}
+
+/// Opens the place that the plan names. `folder` is where relative paths start.
+///
+/// # Errors
+/// See [`Repository::open`].
+pub async fn open(sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>> {
+    match sink {
+        SinkConfig::Repository(config) => Ok(Arc::new(open_repository(config, folder, unlock).await?)),
+        SinkConfig::Directory(_) => todo_directory(),
+    }
+}
+
+fn todo_directory<T>() -> Result<T> {
+    Err(backup_core::Error::new(backup_core::ErrorKind::Unsupported, "plain directories are not in this version"))
+}
+
+/// Opens a repository, to manage its recipients.
+///
+/// # Errors
+/// See [`Repository::open`].
+pub async fn open_repository(config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {
+    let location = location::resolve(&config.url, folder, location::Missing::Refuse)?;
+    Repository::open(location.store, &location.describe, &options(config, folder)?, unlock).await
+}
+
+fn options(config: &RepositoryConfig, folder: &Path) -> Result<RepositoryOptions> {
+    for recipient in &config.recipients {
+        keys::check_recipient(recipient)?;
+    }
+    Ok(RepositoryOptions {
+        recipients: config.recipients.clone(),
+        passphrase: config.passphrase.as_ref().map(backup_core::secret::SecretRef::resolve).transpose()?,
+        encryption: config.encryption,
+        level: i32::from(config.compression_level),
+        state: config.state.as_ref().map(|state| folder.join(state)),
+    })
+}

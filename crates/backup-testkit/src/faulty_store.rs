@@ -1,0 +1,125 @@
+//! An object store that fails on purpose: at operation *k*, from *k* on, or that ignores conditional puts.
+//!
+//! Deterministic: operations are counted in the order in which they arrive.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing; operations are only counted.
+    None,
+    /// The operation of this number fails before it does anything, and so do all after it: the process died.
+    DeadFrom(u64),
+    /// The operation of this number fails before it does anything; later ones work.
+    FailOnce(u64),
+    /// Writes from this number on find the disk full.
+    FullFrom(u64),
+    /// A conditional put overwrites, as some stores do.
+    IgnoreConditions,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct FaultyStore {
+    inner: Arc<dyn ObjectStore>,
+    fault: Fault,
+    operations: AtomicU64,
+}
+
+impl FaultyStore {
+    /// Wraps `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn ObjectStore>, fault: Fault) -> Self {
+        Self { inner, fault, operations: AtomicU64::new(0) }
+    }
+
+    /// How many operations were asked for so far.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.operations.load(Ordering::SeqCst)
+    }
+
+    fn step(&self, writes: bool) -> Result<()> {
+        let number = self.operations.fetch_add(1, Ordering::SeqCst);
+        let error = match self.fault {
+            Fault::DeadFrom(from) if number >= from => std::io::Error::other("the process died"),
+            Fault::FailOnce(at) if number == at => std::io::Error::other("the disk hiccuped"),
+            Fault::FullFrom(from) if writes && number >= from => std::io::Error::from_raw_os_error(28),
+            _ => return Ok(()),
+        };
+        Err(Error::Generic { store: "FaultyStore", source: Box::new(error) })
+    }
+}
+
+impl fmt::Display for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FaultyStore({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultyStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+        self.step(true)?;
+        if self.fault == Fault::IgnoreConditions {
+            options.mode = PutMode::Overwrite;
+        }
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.step(true)?;
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.step(false)?;
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.step(false)?;
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        match self.step(true) {
+            Ok(()) => self.inner.delete_stream(locations),
+            Err(error) => Box::pin(futures::stream::once(async { Err(error) })),
+        }
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        match self.step(false) {
+            Ok(()) => self.inner.list(prefix),
+            Err(error) => Box::pin(futures::stream::once(async { Err(error) })),
+        }
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.step(false)?;
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.step(true)?;
+        self.inner.copy_opts(from, to, options).await
+    }
+}

@@ -1,0 +1,164 @@
+//! What the file system knows of a file besides its content, read into a [`TreeEntry`].
+
+use std::ffi::OsStr;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+
+use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreeEntry, TreePath};
+use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
+
+use crate::owners::Owners;
+
+/// A file whose status changed less than this before we looked at it may change again without its `ctime` moving: the
+/// kernel stamps files with the time of its last tick (10 ms apart at `CONFIG_HZ=100`, 4 ms at 250). Git calls such
+/// files "racily clean". We give them no identity, so that the next run reads them again.
+const RACY_NANOS: i128 = 10_000_000;
+
+/// The largest value of an extended attribute that Linux allows (xattr(7)).
+const MAX_XATTR_BYTES: usize = 64 * 1024;
+
+/// Extended attributes by name.
+pub(crate) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What must be equal before and after a read for the content to be that of one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    inode: u64,
+    pub(crate) size: u64,
+    modified: FileTime,
+    changed: FileTime,
+}
+
+impl Stamp {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        Self { inode: stat.st_ino, size: size(stat), modified: modified(stat), changed: changed(stat) }
+    }
+}
+
+pub(crate) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+pub(crate) fn size(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or_default()
+}
+
+/// Whether the file has fewer blocks than its length asks for: it has holes, or its file system compresses.
+pub(crate) fn maybe_sparse(stat: &Stat) -> bool {
+    u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512) < size(stat)
+}
+
+fn time(seconds: i64, nanos: impl TryInto<u32>) -> FileTime {
+    FileTime { seconds, nanos: nanos.try_into().unwrap_or_default() }
+}
+
+fn modified(stat: &Stat) -> FileTime {
+    time(stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn changed(stat: &Stat) -> FileTime {
+    time(stat.st_ctime, stat.st_ctime_nsec)
+}
+
+/// The identity of a file, or none when it may yet change unnoticed. `now` was taken before the file was looked at.
+pub(crate) fn identity(stat: &Stat, now: FileTime) -> FileIdentity {
+    let nanos = |time: FileTime| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+    let changed = changed(stat);
+    if nanos(changed) + RACY_NANOS > nanos(now) {
+        return FileIdentity::default();
+    }
+    FileIdentity { inode: stat.st_ino, changed }
+}
+
+/// The time by the clock that file systems stamp with.
+pub(crate) fn now() -> FileTime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    FileTime { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
+}
+
+/// The entry of what `stat` describes.
+pub(crate) fn entry(path: TreePath, kind: EntryKind, stat: &Stat, xattrs: Xattrs, owners: &Owners) -> TreeEntry {
+    let identity = match kind {
+        EntryKind::File { .. } => identity(stat, now()),
+        _ => FileIdentity::default(),
+    };
+    TreeEntry {
+        path,
+        kind,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        user: owners.user_name(stat.st_uid),
+        group: owners.group_name(stat.st_gid),
+        modified: modified(stat),
+        xattrs,
+        identity,
+    }
+}
+
+/// Where attributes are read from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Holder<'a> {
+    /// An open file or directory.
+    Open(BorrowedFd<'a>),
+    /// A path, whose last component is not followed.
+    Path(&'a [u8]),
+}
+
+/// Reads all extended attributes, in the order of their names. `None` when the file system knows none.
+///
+/// # Errors
+/// When the file vanished or cannot be looked at. An attribute that vanishes meanwhile is left out.
+pub(crate) fn xattrs(of: Holder<'_>) -> Result<Option<Xattrs>, Errno> {
+    let mut short = [0u8; 512];
+    let mut long = Vec::new();
+    let names: &[u8] = match list(of, &mut short) {
+        Ok(count) => &short[..count],
+        Err(Errno::RANGE) => {
+            long.resize(MAX_XATTR_BYTES, 0);
+            let count = list(of, &mut long)?;
+            &long[..count]
+        }
+        Err(Errno::NOTSUP | Errno::NOSYS) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut found = Xattrs::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if let Some(value) = value(of, name)? {
+            found.push((name.to_vec(), value));
+        }
+    }
+    found.sort();
+    Ok(Some(found))
+}
+
+fn list(of: Holder<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    match of {
+        Holder::Open(fd) => rustix::fs::flistxattr(fd, buffer),
+        Holder::Path(path) => rustix::fs::llistxattr(OsStr::from_bytes(path), buffer),
+    }
+}
+
+fn value(of: Holder<'_>, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+    let name = OsStr::from_bytes(name);
+    let get = |buffer: &mut [u8]| match of {
+        Holder::Open(fd) => rustix::fs::fgetxattr(fd, name, buffer),
+        Holder::Path(path) => rustix::fs::lgetxattr(OsStr::from_bytes(path), name, buffer),
+    };
+    let mut buffer = vec![0u8; 256];
+    let mut result = get(&mut buffer);
+    if result == Err(Errno::RANGE) {
+        buffer.resize(MAX_XATTR_BYTES, 0);
+        result = get(&mut buffer);
+    }
+    match result {
+        Ok(count) => {
+            buffer.truncate(count);
+            Ok(Some(buffer))
+        }
+        // It vanished, or this user may see its name but not its value.
+        Err(Errno::NODATA | Errno::ACCESS | Errno::PERM | Errno::NOTSUP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,220 @@
+//! Proves a saved tree: restores it into scratch, walks what came out, and compares it entry by entry with what is
+//! stored.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use backup_core::engine::{DrillReport, Existing, Place, RestoreTarget};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::sink::{FileContent, Piece};
+use backup_core::tree::{EntryKind, FileIdentity, TreeEntry, TreePath};
+use backup_core::{ArtifactName, BackupReader, RunContext};
+use tokio::runtime::Handle;
+
+use crate::backup::{TREE, panicked};
+use crate::filter::Rules;
+use crate::owners::Owners;
+use crate::restore;
+use crate::route::Route;
+use crate::verify::is_damage;
+use crate::walk::{Found, Walker};
+
+/// More wrong answers than this say no more.
+const MAX_FINDINGS: usize = 100;
+/// Files are compared in pieces of this size.
+const COMPARE_BYTES: usize = 256 * 1024;
+
+/// See the module.
+pub(crate) async fn drill(cx: &RunContext, from: &BackupReader) -> Result<DrillReport> {
+    let scratch = cx.scratch().to_owned();
+    let failed = |source| Error::io("cannot make a folder for the drill", &scratch, source);
+    let folder = tempfile::Builder::new().prefix(".stackward-drill-").tempdir_in(&scratch).map_err(failed)?.keep();
+    let folder = Removed(folder);
+    let result = run(cx, from, &folder.0).await;
+    let folder = tokio::task::spawn_blocking(move || restore::remove_tree(&folder.0)).await.map_err(panicked)?;
+    let report = result?;
+    folder.map_err(|source| Error::from_io("cannot remove what the drill restored", source))?;
+    Ok(report)
+}
+
+/// Removed when dropped: a drill that is cancelled leaves nothing behind.
+struct Removed(std::path::PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _gone_already = restore::remove_tree(&self.0);
+    }
+}
+
+async fn run(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<DrillReport> {
+    let mut report = DrillReport::default();
+    let target = folder.join("tree");
+    let place =
+        RestoreTarget { place: Place::Folder(target.clone()), existing: Existing::Refuse, ..RestoreTarget::default() };
+    let started = Instant::now();
+    let restored = async { restore::restore(cx, from, &[], restore::plan(cx, from, &[], &place).await?).await }.await;
+    let restored = match restored {
+        Ok(restored) => restored,
+        Err(error) if is_damage(&error) => {
+            report.findings.push(format!("the restore failed: {}", error.chain()));
+            return Ok(report);
+        }
+        Err(error) => return Err(error),
+    };
+    report.restore_time = started.elapsed();
+    report.bytes = restored.bytes;
+    let started = Instant::now();
+    let compare =
+        Compare { cx: cx.clone(), from: from.clone(), runtime: Handle::current(), owners: Arc::new(Owners::load()) };
+    let (items, findings) = tokio::task::spawn_blocking(move || compare.run(&target)).await.map_err(panicked)??;
+    report.check_time = started.elapsed();
+    report.items = items;
+    report.findings = findings;
+    report.checked.push(format!("{items} entries compared with what is stored: kind, content, attributes"));
+    Ok(report)
+}
+
+struct Compare {
+    cx: RunContext,
+    from: BackupReader,
+    runtime: Handle,
+    owners: Arc<Owners>,
+}
+
+impl Compare {
+    /// Walks the stored tree and the restored one side by side.
+    fn run(&self, restored: &Path) -> Result<(u64, Vec<String>)> {
+        let route = Route::to(&[TreePath::root()]);
+        let rules = Rules::default();
+        let mut walker = Walker::new(&self.cx, restored, route, &rules, Arc::clone(&self.owners));
+        let mut tree = self.runtime.block_on(async { self.from.tree(&ArtifactName::new(TREE)?).await })?;
+        let (mut items, mut findings) = (0, Vec::new());
+        let mut found = walker.next()?;
+        let mut stored = self.runtime.block_on(tree.next())?;
+        // The folder that was restored into is in the stored tree only when `/` itself was saved.
+        if stored.as_ref().is_none_or(|stored| !stored.entry.path.is_root()) {
+            found = walker.next()?;
+        }
+        while findings.len() < MAX_FINDINGS {
+            self.cx.check_cancelled()?;
+            match (stored.take(), found.take()) {
+                (None, None) => break,
+                (Some(want), Some(have)) if want.entry.path == have.entry.path => {
+                    items += 1;
+                    findings.extend(self.compare(&want.entry, want.content, &have)?);
+                    found = walker.next()?;
+                    stored = self.runtime.block_on(tree.next())?;
+                }
+                (want, Some(have)) if want.as_ref().is_none_or(|want| have.entry.path < want.entry.path) => {
+                    findings.push(format!("`/{}` was restored and is not stored", have.entry.path));
+                    found = walker.next()?;
+                    stored = want;
+                }
+                (Some(want), have) => {
+                    items += 1;
+                    if !self.may_be_missing(&want.entry) {
+                        findings.push(format!("`/{}` is stored and was not restored", want.entry.path));
+                    }
+                    stored = self.runtime.block_on(tree.next())?;
+                    found = have;
+                }
+                (None, Some(have)) => found = Some(have),
+            }
+        }
+        Ok((items, findings))
+    }
+
+    fn may_be_missing(&self, entry: &TreeEntry) -> bool {
+        let device = matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. });
+        device && !rustix::process::geteuid().is_root()
+    }
+
+    fn compare(&self, want: &TreeEntry, content: Option<Box<dyn FileContent>>, have: &Found) -> Result<Vec<String>> {
+        let mut findings = Vec::new();
+        let mut differs = |what: &str| findings.push(format!("`/{}` was restored with another {what}", want.path));
+        let (a, b) = (self.comparable(want), self.comparable(&have.entry));
+        if a.kind != b.kind {
+            differs("kind or length");
+            return Ok(findings);
+        }
+        if a.mode != b.mode && !matches!(a.kind, EntryKind::Symlink { .. }) {
+            differs("mode");
+        }
+        if (a.uid, a.gid) != (b.uid, b.gid) {
+            differs("owner");
+        }
+        if a.modified != b.modified {
+            differs("modification time");
+        }
+        if a.xattrs != b.xattrs {
+            differs("set of extended attributes");
+        }
+        if let Some(content) = content
+            && let Some(problem) = self.content(content, have)?
+        {
+            findings.push(format!("`/{}` {problem}", want.path));
+        }
+        Ok(findings)
+    }
+
+    /// What a restore by this user can be expected to bring back.
+    fn comparable(&self, entry: &TreeEntry) -> TreeEntry {
+        let mut entry = TreeEntry { identity: FileIdentity::default(), ..entry.clone() };
+        if rustix::process::geteuid().is_root() {
+            entry.uid = self.owners.uid(entry.user.as_deref(), entry.uid);
+            entry.gid = self.owners.gid(entry.group.as_deref(), entry.gid);
+        } else {
+            (entry.uid, entry.gid) = (0, 0);
+            entry.mode &= 0o1777;
+            entry.xattrs.retain(|(name, _)| name.starts_with(b"user."));
+        }
+        entry
+    }
+
+    fn content(&self, content: Box<dyn FileContent>, have: &Found) -> Result<Option<String>> {
+        use std::os::unix::fs::FileExt;
+        let Some(parent) = &have.parent else { return Ok(None) };
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(parent, have.name(), flags, rustix::fs::Mode::empty());
+        let failed = |source| Error::io("cannot read what the drill restored", have.entry.path.as_path(), source);
+        let file = std::fs::File::from(opened.map_err(|errno| failed(errno.into()))?);
+        let mut pieces = self.runtime.block_on(content.open())?;
+        let mut position = 0u64;
+        let mut buffer = vec![0u8; COMPARE_BYTES];
+        while let Some(piece) = self.runtime.block_on(pieces.next())? {
+            self.cx.check_cancelled()?;
+            let (data, mut left) = match &piece {
+                Piece::Data(data) => (Some(data), data.len() as u64),
+                Piece::Hole(length) => (None, *length),
+            };
+            let mut offset = 0;
+            while left > 0 {
+                let count = usize::try_from(left).map_or(COMPARE_BYTES, |left| left.min(COMPARE_BYTES));
+                match file.read_exact_at(&mut buffer[..count], position) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                        return Ok(Some("was restored too short".to_owned()));
+                    }
+                    Err(error) => return Err(failed(error)),
+                }
+                let same = data.map_or_else(
+                    || buffer[..count].iter().all(|byte| *byte == 0),
+                    |data| buffer[..count] == data[offset..offset + count],
+                );
+                if !same {
+                    return Ok(Some("was restored with other content".to_owned()));
+                }
+                offset += count;
+                position += count as u64;
+                left -= count as u64;
+            }
+        }
+        let whole = position == have.entry.size();
+        if !whole {
+            return Err(Error::new(ErrorKind::Damaged, format!("`/{}` is stored incompletely", have.entry.path)));
+        }
+        self.cx.progress(position, 1);
+        Ok(None)
+    }
+}

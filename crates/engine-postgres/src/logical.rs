@@ -1,0 +1,43 @@
+//! The logical mode: what the server's own `pg_dump` and `pg_dumpall` say, database by database.
+
+mod archive;
+mod backup;
+mod blueprint;
+mod catalog;
+mod config_files;
+mod details;
+mod drill;
+mod dump;
+mod export;
+mod fingerprint;
+mod globals;
+mod load;
+mod properties;
+mod restore;
+mod verify;
+
+use std::sync::Arc;
+
+use backup_core::host::Host;
+
+pub(crate) use load::give;
+
+use crate::config::Settings;
+use crate::server::Server;
+use crate::tools::ToolBox;
+
+/// One configured server, saved and put back logically.
+#[derive(Debug)]
+pub(crate) struct Logical {
+    settings: Settings,
+    server: Server,
+    tools: ToolBox,
+}
+
+impl Logical {
+    pub(crate) fn new(settings: Settings, host: Arc<dyn Host>) -> Self {
+        let server = Server::of(&settings, Arc::clone(&host));
+        let tools = ToolBox::new(host, settings.bin.clone());
+        Self { settings, server, tools }
+    }
+}

@@ -1,0 +1,126 @@
+//! Checking dumps without a server: every byte, the table of contents against the fingerprint, and `pg_restore` decoding
+//! every data block.
+//!
+//! Invariant: damage is a finding; an error means that it could not be looked at.
+
+use async_trait::async_trait;
+use backup_core::engine::{Finding, Verifier, VerifyReport};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::{ArtifactName, BackupReader, RunContext};
+
+use super::Logical;
+use super::archive::ArchiveScan;
+use super::details::{DatabaseDetails, Details, tables_group};
+use super::dump::{GLOBALS, ends_globals};
+use crate::feed::feed;
+use crate::server::Server;
+use crate::sql::readable;
+use crate::tools::{PgVersion, Tools};
+
+#[async_trait]
+impl Verifier for Logical {
+    async fn verify(&self, cx: &RunContext, from: &BackupReader) -> Result<VerifyReport> {
+        cx.unless_cancelled(async {
+            let mut report = VerifyReport::default();
+            let Some(details) = found(Details::of(from.record()), from, GLOBALS, &mut report)? else {
+                return Ok(report);
+            };
+            let tools = self.tools.matching(PgVersion(details.cluster.dump_version_number)).await?;
+            for artifact in &from.record().artifacts {
+                let name = &artifact.name;
+                cx.step(format!("reading {name}"));
+                let database = details.databases.iter().find(|database| database.artifact == *name);
+                let checked = match database {
+                    Some(database) => dump(cx, &self.server, &tools, from, database).await,
+                    None if name.as_str() == GLOBALS => globals(from).await,
+                    None => plain(from, name).await,
+                };
+                if let Some(checked) = found(checked, from, name.as_str(), &mut report)? {
+                    report.checked.push(format!("{name}: {checked}"));
+                }
+            }
+            for database in &details.databases {
+                if from.record().artifact(&database.artifact).is_none() {
+                    let missing = Err(Error::new(ErrorKind::Damaged, format!("`{}` has no dump", database.name)));
+                    found::<()>(missing, from, database.artifact.as_str(), &mut report)?;
+                }
+            }
+            Ok(report)
+        })
+        .await
+    }
+}
+
+/// Turns damage into a finding; other errors pass.
+fn found<T>(result: Result<T>, from: &BackupReader, artifact: &str, report: &mut VerifyReport) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_damage(&error) => {
+            report.findings.push(Finding {
+                snapshot: from.manifest().id.clone(),
+                source: from.source().clone(),
+                artifact: ArtifactName::new(artifact)?,
+                problem: error.chain(),
+            });
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an error says that the backup is not whole, rather than that it could not be looked at.
+pub(crate) fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete | ErrorKind::Tool)
+}
+
+async fn dump(
+    cx: &RunContext,
+    server: &Server,
+    tools: &Tools,
+    from: &BackupReader,
+    database: &DatabaseDetails,
+) -> Result<String> {
+    // It connects to nothing, so it needs no password.
+    let command = server.plain_command(tools.program("pg_restore")).args(["--format=custom", "--file=/dev/null"]);
+    let artifact = from.stream(&database.artifact).await?;
+    let mut scan = ArchiveScan::default();
+    feed(cx, server, command, artifact, |data| scan.push(data)).await?;
+    scan.finish()?;
+    if !scan.is_understood() {
+        return Ok("read to its end, every block decoded by pg_restore".to_owned());
+    }
+    let listed: std::collections::BTreeSet<String> =
+        scan.tables().iter().map(|(schema, table)| readable(schema, table)).collect();
+    let counted = from.record().fingerprint.0.get(&tables_group(&database.name));
+    let views = database.materialized_views.iter().collect::<std::collections::BTreeSet<_>>();
+    for table in counted.into_iter().flat_map(std::collections::BTreeMap::keys) {
+        if !listed.contains(table) && !views.contains(table) {
+            let message = format!("the data of the table {table}, whose rows were counted, is not in the dump");
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+    }
+    Ok(format!("read to its end, every block decoded by pg_restore, {} tables listed", listed.len()))
+}
+
+async fn globals(from: &BackupReader) -> Result<String> {
+    let mut reader = from.stream(&ArtifactName::new(GLOBALS)?).await?;
+    let mut tail = Vec::new();
+    while let Some(data) = reader.next().await? {
+        tail.extend_from_slice(&data);
+        tail.drain(..tail.len().saturating_sub(TAIL_BYTES));
+    }
+    if ends_globals(&tail) {
+        Ok("read to its end, the last line is there".to_owned())
+    } else {
+        Err(Error::new(ErrorKind::Damaged, "the dump of the roles is cut: its last line is missing"))
+    }
+}
+
+/// Enough of the end to hold the trailer.
+const TAIL_BYTES: usize = 4096;
+
+async fn plain(from: &BackupReader, name: &ArtifactName) -> Result<String> {
+    let mut reader = from.stream(name).await?;
+    while reader.next().await?.is_some() {}
+    Ok("read to its end".to_owned())
+}

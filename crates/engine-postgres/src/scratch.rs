@@ -1,0 +1,152 @@
+//! Scratch servers: a private data directory, a unix socket, no network, no archiving, nothing preloaded.
+//!
+//! Invariant: a scratch server reaches no other server and is gone, with its files, when its value is dropped.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backup_core::RunContext;
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::host::{Host, HostProcess};
+
+use crate::psql::Psql;
+use crate::server::Server;
+use crate::tools::Tools;
+
+/// The path of a unix socket has at most 107 bytes; the name of PostgreSQL's takes 15 of them.
+const MAX_SOCKET_FOLDER: usize = 90;
+/// Where the socket goes when the scratch folder's path is too long.
+const SHORT_FOLDER: &str = "/tmp";
+const PORT: u16 = 5432;
+/// A server on an empty or a freshly loaded directory that takes longer does not start.
+const START_LIMIT: Duration = Duration::from_mins(2);
+const POLL: Duration = Duration::from_millis(50);
+/// The system user that it runs as when we are root, which PostgreSQL refuses.
+const SERVER_USER: &str = "postgres";
+
+/// What makes a server harmless and quick. The last ones keep a clone's subscriptions and preloaded libraries asleep.
+const SETTINGS: [&str; 16] = [
+    "listen_addresses=",
+    "archive_mode=off",
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "ssl=off",
+    "huge_pages=off",
+    "shared_buffers=128MB",
+    "max_wal_size=4GB",
+    "hot_standby=off",
+    "autovacuum=off",
+    "synchronous_standby_names=",
+    "max_logical_replication_workers=0",
+    "shared_preload_libraries=",
+    "max_prepared_transactions=16",
+    "log_min_messages=fatal",
+];
+
+/// A running scratch server.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub(crate) server: Server,
+    tools: Tools,
+    data: PathBuf,
+    process: HostProcess,
+    /// Removed when dropped, after the process was killed.
+    _folders: Vec<tempfile::TempDir>,
+}
+
+impl Scratch {
+    /// Makes and starts an empty server below `cx.scratch()`, with `superuser` as its superuser.
+    pub(crate) async fn start(
+        cx: &RunContext,
+        host: &Arc<dyn Host>,
+        tools: Tools,
+        superuser: &str,
+        run_as: Option<&str>,
+    ) -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let run_as = run_as.or(root.then_some(SERVER_USER)).map(str::to_owned);
+        let folder = private_folder(cx.scratch())?;
+        let mut folders = Vec::new();
+        let socket = if folder.path().as_os_str().len() <= MAX_SOCKET_FOLDER {
+            folder.path().to_owned()
+        } else {
+            let short = private_folder(Path::new(SHORT_FOLDER))?;
+            let path = short.path().to_owned();
+            folders.push(short);
+            path
+        };
+        let data = folder.path().join("data");
+        folders.push(folder);
+        let server = Server::scratch(Arc::clone(host), &socket, PORT, superuser, run_as.clone());
+        if let Some(user) = &run_as {
+            for folder in &folders {
+                crate::logical::give(&server, user, folder.path()).await?;
+            }
+        }
+        init(&server, &tools, &data, superuser).await?;
+        let mut postgres = server.plain_command(tools.program("postgres")).arg("-D").arg(&data);
+        for setting in SETTINGS {
+            postgres = postgres.arg("-c").arg(setting);
+        }
+        postgres = postgres.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
+        let process = host.spawn(postgres.arg("-p").arg(PORT.to_string()).null_stdout()).await?;
+        let mut scratch = Self { server, tools, data, process, _folders: folders };
+        scratch.wait_until_ready().await?;
+        Ok(scratch)
+    }
+
+    async fn wait_until_ready(&mut self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let attempt = async {
+                let session = Psql::connect(&self.server, &self.tools, "template1").await?;
+                session.close().await
+            };
+            let Err(error) = attempt.await else { return Ok(()) };
+            // A server that ended will never answer: say why it ended.
+            if let Ok(status) = tokio::time::timeout(POLL, self.process.status()).await {
+                let _ended = status?;
+                return Err(Error::new(ErrorKind::Tool, "the scratch server does not start")
+                    .caused_by(self.process.stderr_tail().trim().to_owned()));
+            }
+            if started.elapsed() > START_LIMIT {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Stops it at once, without a checkpoint: nobody will want its data.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        let stop = self.server.plain_command(self.tools.program("pg_ctl")).args([
+            "stop",
+            "--mode=immediate",
+            "--silent",
+            "-D",
+        ]);
+        let process = self.server.host.spawn(stop.arg(&self.data).null_stdout()).await?;
+        process.finish().await?;
+        let _immediate_shutdown_has_a_status_of_its_own = self.process.status().await?;
+        Ok(())
+    }
+}
+
+async fn init(server: &Server, tools: &Tools, data: &Path, superuser: &str) -> Result<()> {
+    let command = server
+        .plain_command(tools.program("initdb"))
+        .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--data-checksums"])
+        .arg(format!("--username={superuser}"))
+        .arg("-D")
+        .arg(data);
+    let process = server.host.spawn(command.null_stdout()).await?;
+    process.finish().await.map(|_| ()).map_err(|error| {
+        let user = server.run_as().unwrap_or("the present user").to_owned();
+        error.hint(format!("the scratch folder must be open to `{user}`: choose one that everybody may enter"))
+    })
+}
+
+fn private_folder(parent: &Path) -> Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix("swdrill-").tempdir_in(parent);
+    folder.map_err(|source| Error::io("cannot make a scratch folder", parent, source))
+}

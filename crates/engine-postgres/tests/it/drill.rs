@@ -1,0 +1,96 @@
+//! What a drill proves.
+
+use std::path::Path;
+
+use backup_core::ErrorKind;
+use backup_testkit::PrivatePostgres;
+
+use crate::faults::{Damage, damaged};
+use crate::support::{back_up, context, engine, fill};
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_none()
+}
+
+fn open_folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_drill_under_load_proves_every_row() {
+    let server = PrivatePostgres::start();
+    fill(&server);
+    server.sql("postgres", "CREATE DATABASE bench");
+    server.pgbench("bench", &["-i", "-q", "-s", "2"]);
+    let load = server.pgbench_in_background("bench", &["-n", "-c", "2", "-T", "1000"]);
+    while server.sql("bench", "select count(*) > 20 from pgbench_history") != "t" {}
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    drop(load);
+    let scratch = open_folder();
+    let cx = context().scratch_in(scratch.path());
+    let report = engine.driller.drill(&cx, &saved.reader().await).await.unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert!(report.items > 200_000 && report.bytes > 0, "{report:?}");
+    assert!(!report.restore_time.is_zero() && !report.check_time.is_zero());
+    assert!(report.checked.iter().any(|line| line.contains("pg_amcheck found every")), "{:?}", report.checked);
+    assert!(is_empty(scratch.path()), "the scratch server is gone");
+    // What was saved under load is consistent in itself: pgbench's invariant.
+    let target = PrivatePostgres::start();
+    let goal = crate::support::select("bench");
+    crate::support::restore(&crate::support::engine(&target, ""), &saved.reader().await, &goal).await.unwrap();
+    let sums = "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), \
+                (select sum(bbalance) from pgbench_branches) = (select sum(tbalance) from pgbench_tellers)";
+    assert_eq!(target.sql("bench", sums), "t|t");
+}
+
+#[tokio::test]
+async fn a_drill_of_a_damaged_backup_is_a_finding() {
+    let server = PrivatePostgres::start();
+    fill(&server);
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let scratch = open_folder();
+    // Too long for a socket's path.
+    let deep = scratch.path().join("x".repeat(100));
+    std::fs::create_dir(&deep).unwrap();
+    let cases = [
+        ("databases/app.dump", Damage::FlipByte, "does not restore"),
+        ("databases/app.dump", Damage::Cut, "does not restore"),
+        ("databases/app.dump", Damage::LoseRows, "public.users: 1000 saved, 999 restored"),
+        ("globals.sql", Damage::Cut, "globals.sql"),
+    ];
+    for (artifact, damage, words) in cases {
+        let reader = damaged(&saved, artifact, damage).await;
+        let cx = context().scratch_in(&deep);
+        let report = engine.driller.drill(&cx, &reader).await.unwrap();
+        assert!(report.findings.iter().any(|line| line.contains(words)), "{damage:?}: {:?}", report.findings);
+        assert!(is_empty(&deep), "{damage:?}: the scratch server is gone");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_drill_leaves_nothing_behind() {
+    let server = PrivatePostgres::start();
+    fill(&server);
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let scratch = open_folder();
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let cx = context().scratch_in(scratch.path()).cancelled_by(cancel.clone());
+    let reader = saved.reader().await;
+    let drilling = tokio::spawn(async move { engine.driller.drill(&cx, &reader).await });
+    let running = || {
+        let mut folders = std::fs::read_dir(scratch.path()).unwrap().flatten();
+        folders.any(|folder| folder.path().join("data/postmaster.pid").exists())
+    };
+    while !running() {
+        tokio::task::yield_now().await;
+    }
+    cancel.cancel();
+    assert_eq!(drilling.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
+    assert!(is_empty(scratch.path()));
+}

@@ -1,0 +1,9 @@
+//! The engine against real, private PostgreSQL servers.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
+mod backup;
+mod drill;
+mod faults;
+mod restore;
+mod support;
+mod verify;

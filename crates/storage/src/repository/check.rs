@@ -1,0 +1,335 @@
+//! Checks a repository and says what damage hurts: the object, and the snapshots and artifacts that need it.
+//!
+//! Needs no private key: listings and content lists are readable by the machine that wrote them, and every object's
+//! bytes are compared with the hash in its name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use backup_core::error::{ErrorKind, Result};
+use backup_core::manifest::{ArtifactKind, ArtifactRecord, Manifest, SourceRecord};
+use backup_core::sink::{CheckDepth, CheckReport, Damage, Hurt};
+use backup_core::{RunContext, SnapshotId};
+use futures::{StreamExt, stream};
+use object_store::path::Path;
+
+use super::content::{ChunkId, ContentList, Extent};
+use super::crypto::SessionId;
+use super::layout::{self, ObjectHash};
+use super::load::PARALLEL;
+use super::read::{ExtentWalker, ListingReader};
+use super::{Repository, index};
+
+/// So many damaged files of a tree are named.
+const NAMED_FILES: usize = 20;
+
+pub(super) async fn check(
+    repository: &Repository,
+    cx: &RunContext,
+    depth: CheckDepth,
+    of: &[SnapshotId],
+) -> Result<CheckReport> {
+    repository.loader.refresh().await?;
+    let mut checker = Checker {
+        repository,
+        cx,
+        report: CheckReport::default(),
+        bad: HashMap::new(),
+        lost_sessions: BTreeMap::new(),
+        hurts: BTreeMap::new(),
+    };
+    checker.check_objects(depth).await?;
+    for id in of {
+        cx.check_cancelled()?;
+        checker.check_snapshot(id).await?;
+    }
+    Ok(checker.finish(of))
+}
+
+/// An object and what is wrong with it.
+#[derive(Debug, Clone)]
+struct Blame {
+    object: String,
+    problem: String,
+}
+
+struct Checker<'a> {
+    repository: &'a Repository,
+    cx: &'a RunContext,
+    report: CheckReport,
+    /// Packs that cannot be used: the object that is to blame, and why.
+    bad: HashMap<ObjectHash, Blame>,
+    /// Sessions whose wrapped keys cannot be used.
+    lost_sessions: BTreeMap<SessionId, Blame>,
+    /// What each damaged object hurts. Objects that are not packs are named by their path.
+    hurts: BTreeMap<String, (String, BTreeSet<Hurt>)>,
+}
+
+impl Checker<'_> {
+    /// Compares what lies in the store with what the index says, and at depth `Data` with the objects' names.
+    async fn check_objects(&mut self, depth: CheckDepth) -> Result<()> {
+        for (path, why) in &self.repository.loader.damaged().await {
+            self.hurts.insert(
+                path.to_string(),
+                (format!("{why}; its packs were indexed anew from their own tables"), BTreeSet::new()),
+            );
+        }
+        self.check_repository_key().await?;
+        let listed = self.repository.store.list(layout::PACKS).await?;
+        let present: HashMap<ObjectHash, u64> =
+            listed.iter().filter_map(|(path, size)| Some((layout::hash_in(path)?, *size))).collect();
+        self.check_session_keys().await?;
+        for pack in index::read(&self.repository.index).packs() {
+            let problem = match present.get(&pack.hash) {
+                None => "it is missing".to_owned(),
+                Some(size) if *size != pack.size => format!("it has {size} bytes where {} were written", pack.size),
+                Some(_) => continue,
+            };
+            self.bad.insert(pack.hash, Blame { object: layout::pack(&pack.hash).to_string(), problem });
+        }
+        self.report.objects += present.len() as u64;
+        let unknown = present.keys().filter(|hash| !index::read(&self.repository.index).knows_pack(hash)).count();
+        if unknown > 0 {
+            self.report.notes.push(format!(
+                "{unknown} packs belong to no finished run: left by one that died, or one that is running"
+            ));
+        }
+        if depth == CheckDepth::Data {
+            self.read_objects(listed).await?;
+            let indexes = self.repository.store.list(layout::INDEX).await?;
+            self.read_objects(indexes).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads objects that are named by their hash, and compares.
+    async fn read_objects(&mut self, objects: Vec<(Path, u64)>) -> Result<()> {
+        let store = &self.repository.store;
+        let mut reads = stream::iter(objects)
+            .map(|(path, size)| async move {
+                let read =
+                    store.get(&path).await.map(|bytes| layout::hash_in(&path) == Some(layout::object_hash(&bytes)));
+                (path, size, read)
+            })
+            .buffer_unordered(PARALLEL / 2);
+        while let Some((path, size, read)) = reads.next().await {
+            self.cx.check_cancelled()?;
+            self.cx.progress(size, 1);
+            self.report.bytes += size;
+            let problem = match read {
+                Ok(true) => continue,
+                Ok(false) => "its bytes are not those that were written".to_owned(),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::Io) => {
+                    error.chain()
+                }
+                Err(error) => return Err(error),
+            };
+            match layout::hash_in(&path) {
+                Some(hash) if path.as_ref().starts_with(layout::PACKS) => {
+                    self.bad.entry(hash).or_insert(Blame { object: path.to_string(), problem });
+                }
+                _ => drop(self.hurts.entry(path.to_string()).or_insert((problem, BTreeSet::new()))),
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_snapshot(&mut self, id: &SnapshotId) -> Result<()> {
+        self.report.objects += 1;
+        let path = layout::snapshot(id).to_string();
+        let object = match self.repository.snapshot_object(id).await {
+            Ok(object) => object,
+            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                self.hurt(
+                    path,
+                    error.chain(),
+                    Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() },
+                );
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(blame) = self.lost_sessions.get(&object.summary.session()?).cloned() {
+            let hurt = Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() };
+            self.hurt(blame.object, blame.problem, hurt);
+            return Ok(());
+        }
+        let manifest = match self.repository.open_manifest(&object).await {
+            Ok(manifest) => manifest,
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                self.hurt(
+                    path,
+                    error.chain(),
+                    Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() },
+                );
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for source in &manifest.sources {
+            for artifact in &source.artifacts {
+                self.cx.check_cancelled()?;
+                self.check_artifact(&manifest, source, artifact).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Without a session's key object, the contents that its run stored are lost for good, whoever refers to them.
+    async fn check_session_keys(&mut self) -> Result<()> {
+        if !self.repository.is_encrypted() {
+            return Ok(());
+        }
+        let packs: Vec<_> = index::read(&self.repository.index).packs().to_vec();
+        let sessions: BTreeSet<SessionId> = packs.iter().map(|pack| pack.session).collect();
+        for session in sessions {
+            self.cx.check_cancelled()?;
+            let path = layout::session_keys(session);
+            let Some(problem) = self.key_problem(&path).await? else { continue };
+            let blame = Blame { object: path.to_string(), problem };
+            for pack in packs.iter().filter(|pack| pack.session == session) {
+                self.bad.insert(pack.hash, blame.clone());
+            }
+            self.lost_sessions.insert(session, blame);
+        }
+        Ok(())
+    }
+
+    /// Without the repository's key object nobody but this machine can open the index.
+    async fn check_repository_key(&mut self) -> Result<()> {
+        if !self.repository.is_encrypted() {
+            return Ok(());
+        }
+        let path = layout::repository_keys(&self.repository.id);
+        if let Some(problem) = self.key_problem(&path).await? {
+            self.hurts.insert(path.to_string(), (problem, BTreeSet::new()));
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a wrapped key. Without a private key only its presence and its form can be judged.
+    async fn key_problem(&self, path: &Path) -> Result<Option<String>> {
+        match self.repository.store.get(path).await {
+            Ok(wrapped) if !wrapped.starts_with(b"age-encryption.org/v1\n") => {
+                Ok(Some("it is not a wrapped key".to_owned()))
+            }
+            Ok(_) if !self.repository.sessions.can_read() => Ok(None),
+            Ok(wrapped) => {
+                Ok(crate::keys::unwrap(&self.repository.unlocked, &wrapped).err().map(|error| error.chain()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some("it is missing".to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn check_artifact(
+        &mut self,
+        manifest: &Manifest,
+        source: &SourceRecord,
+        artifact: &ArtifactRecord,
+    ) -> Result<()> {
+        let hurt = |files: Vec<String>| Hurt {
+            snapshot: manifest.id.clone(),
+            source: Some(source.name.clone()),
+            artifact: Some(artifact.name.clone()),
+            files,
+        };
+        let content = ContentList::from_record(&artifact.content)?;
+        let checked = match artifact.kind {
+            ArtifactKind::Stream => self.check_content(content, &hurt(Vec::new())).await.map(drop),
+            ArtifactKind::Tree => self.check_tree(content, hurt).await,
+        };
+        match checked {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                self.hurt(layout::snapshot(&manifest.id).to_string(), error.chain(), hurt(Vec::new()));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn check_tree(&mut self, content: ContentList, hurt: impl Fn(Vec<String>) -> Hurt) -> Result<()> {
+        // The listing itself first: when its chunks are damaged, all files are.
+        if self.check_content(content.clone(), &hurt(Vec::new())).await? {
+            return Ok(());
+        }
+        let mut listing = ListingReader::new(&self.repository.chunks, content);
+        while let Some((entry, content)) = listing.next().await? {
+            self.cx.check_cancelled()?;
+            self.check_content(content, &hurt(vec![entry.path.to_string()])).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks up every chunk of a content list; returns whether one was missing or in a bad pack.
+    async fn check_content(&mut self, content: ContentList, hurt: &Hurt) -> Result<bool> {
+        let mut damaged = false;
+        if content.depth > 0 {
+            for extent in &content.extents {
+                damaged |= self.check_extent(extent, hurt);
+            }
+            if damaged {
+                return Ok(true);
+            }
+        }
+        let mut walker = ExtentWalker::new(&Arc::clone(&self.repository.chunks), content);
+        while let Some(extent) = walker.next().await? {
+            damaged |= self.check_extent(&extent, hurt);
+        }
+        Ok(damaged)
+    }
+
+    fn check_extent(&mut self, extent: &Extent, hurt: &Hurt) -> bool {
+        if extent.chunk == ChunkId::HOLE {
+            return false;
+        }
+        let located = {
+            let index = index::read(&self.repository.index);
+            index.get(&extent.chunk).map(|location| index.pack(location.pack).hash)
+        };
+        let (object, problem) = match located {
+            None => (layout::INDEX.to_owned(), "no index object lists a chunk that is needed".to_owned()),
+            Some(hash) => match self.bad.get(&hash) {
+                None => return false,
+                Some(blame) => (blame.object.clone(), blame.problem.clone()),
+            },
+        };
+        self.hurt(object, problem, hurt.clone());
+        true
+    }
+
+    fn hurt(&mut self, object: String, problem: String, hurt: Hurt) {
+        self.hurts.entry(object).or_insert_with(|| (problem, BTreeSet::new())).1.insert(hurt);
+    }
+
+    fn finish(mut self, of: &[SnapshotId]) -> CheckReport {
+        for blame in std::mem::take(&mut self.bad).into_values() {
+            self.hurts.entry(blame.object).or_insert_with(|| (blame.problem, BTreeSet::new()));
+        }
+        for (object, (problem, hurts)) in self.hurts {
+            self.report.damage.push(Damage { object, problem, hurts: merge(hurts) });
+        }
+        if of.is_empty() {
+            self.report.notes.push("no snapshot was looked at".to_owned());
+        }
+        self.report
+    }
+}
+
+/// Gathers the damaged files of one artifact into one line.
+fn merge(hurts: BTreeSet<Hurt>) -> Vec<Hurt> {
+    let mut merged: Vec<Hurt> = Vec::new();
+    for hurt in hurts {
+        match merged.last_mut() {
+            Some(last)
+                if (&last.snapshot, &last.source, &last.artifact) == (&hurt.snapshot, &hurt.source, &hurt.artifact) =>
+            {
+                if last.files.len() < NAMED_FILES {
+                    last.files.extend(hurt.files);
+                }
+            }
+            _ => merged.push(hurt),
+        }
+    }
+    merged
+}

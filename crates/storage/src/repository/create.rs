@@ -1,0 +1,312 @@
+//! Makes and opens repositories.
+//!
+//! Invariant: `config` is created last and conditionally: of two creations at once one wins, and half a creation is none.
+
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::plan::EncryptionConfig;
+use backup_core::secret::Secret;
+use jiff::Timestamp;
+use object_store::ObjectStore;
+use object_store::path::Path;
+use tokio::sync::Mutex;
+
+use super::Repository;
+use super::config::{Config, FORMAT_VERSION, RecipientInfo, RepositoryKeys, WriterKey, default_state};
+use super::crypto::random;
+use super::index::Index;
+use super::layout;
+use super::load::IndexLoader;
+use super::read::{ChunkReader, KeySource, Sessions};
+use super::store::Store;
+use crate::keys::{self, Unlock, Unlocked};
+
+/// How a repository is made and opened.
+#[derive(Debug, Clone)]
+pub struct RepositoryOptions {
+    /// Public keys that can read it.
+    pub recipients: Vec<String>,
+    /// A passphrase that can read it.
+    pub passphrase: Option<Secret>,
+    /// Whether it is encrypted.
+    pub encryption: EncryptionConfig,
+    /// The zstd level of what this machine writes.
+    pub level: i32,
+    /// The folder of this machine's writer key; `None` for the default.
+    pub state: Option<PathBuf>,
+}
+
+/// What [`Repository::create`] did.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// The repository, in a few words.
+    pub description: String,
+    /// `false` when it was there already.
+    pub created: bool,
+    /// What an operator should know: the store ignores conditional puts, say.
+    pub notes: Vec<String>,
+}
+
+impl Repository {
+    /// Makes a repository in `store`, or finds that there is one. Writes this machine's writer key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Plan`] when nobody could read it; [`ErrorKind::AlreadyExists`] when something else lies there.
+    pub async fn create(store: Arc<dyn ObjectStore>, describe: &str, options: &RepositoryOptions) -> Result<Created> {
+        let store = Store::new(store, describe);
+        let done = |created, notes| Created { description: store.describe().to_owned(), created, notes };
+        match store.get(&layout::config()).await {
+            Ok(bytes) => {
+                Config::parse(&bytes)?;
+                return Ok(done(false, Vec::new()));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        check_recipients(options)?;
+        check_free(&store).await?;
+        let conditional_put = probe(&store).await?;
+        let id = hex::encode(random::<16>()?);
+        let keys = create_keys(&store, options, &id).await?;
+        let mut config = Config {
+            format_version: FORMAT_VERSION,
+            repository_id: id,
+            created: Timestamp::now(),
+            encryption: options.encryption,
+            recipients: keys.recipients,
+            conditional_put,
+            mac: String::new(),
+        };
+        config.authenticate(&keys.keys.index_key);
+        store.create(&layout::config(), config.render()?).await?;
+        let mut notes = Vec::new();
+        if !conditional_put {
+            notes.push("this store ignores conditional puts: names of snapshots are unique by chance alone".to_owned());
+        }
+        Ok(done(true, notes))
+    }
+
+    /// Opens the repository in `store`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoRepository`] when there is none; [`ErrorKind::WrongKey`] when a key that was given does not fit, or
+    /// when this machine has neither a writer key nor a private key; [`ErrorKind::Unsupported`] for a newer format.
+    pub async fn open(
+        store: Arc<dyn ObjectStore>,
+        describe: &str,
+        options: &RepositoryOptions,
+        unlock: &Unlock,
+    ) -> Result<Self> {
+        let store = Store::new(store, describe);
+        let config = read_config(&store).await?;
+        let state = options.state.clone().unwrap_or_else(default_state);
+        let encrypted = config.encryption == EncryptionConfig::Age;
+        if encrypted && options.encryption == EncryptionConfig::None {
+            return Err(Error::new(
+                ErrorKind::Plan,
+                format!("{} is encrypted, and the plan says `encryption: none`", store.describe()),
+            ));
+        }
+        if !encrypted && options.encryption == EncryptionConfig::Age {
+            return Err(Error::new(
+                ErrorKind::Plan,
+                format!("{} is not encrypted, and the plan expects that it is", store.describe()),
+            )
+            .hint("write `encryption: none` into the plan, or choose another place"));
+        }
+        let (writer, unlocked) = if encrypted {
+            let unlocked = unlock_all(&store, &config.repository_id, unlock).await?;
+            (WriterKey::load(&state, &config.repository_id)?, unlocked)
+        } else {
+            (Some(WriterKey::open()), Unlocked::default())
+        };
+        let keys = repository_keys(&store, &config, writer.as_ref(), &unlocked, &state).await?;
+        config.check_mac(&keys.index_key)?;
+        let source = if encrypted {
+            KeySource::Sealed {
+                writer_secret: writer.as_ref().map(|writer| writer.secret.clone()),
+                identities: unlocked.clone(),
+            }
+        } else {
+            KeySource::Open
+        };
+        let index = Arc::new(RwLock::new(Index::default()));
+        let loader = Arc::new(IndexLoader::new(store.clone(), Arc::clone(&index), keys.index_key.clone()));
+        let sessions = Arc::new(Sessions::new(store.clone(), source));
+        let chunks = Arc::new(ChunkReader::new(
+            store.clone(),
+            Arc::clone(&index),
+            Arc::clone(&loader),
+            Arc::clone(&sessions),
+            keys.id_key.clone(),
+        ));
+        Ok(Self {
+            encryption: config.encryption,
+            id: config.repository_id.clone(),
+            config: Arc::new(Mutex::new(config)),
+            store,
+            recipients: options.recipients.clone(),
+            level: options.level,
+            state,
+            index_key: keys.index_key,
+            id_key: keys.id_key,
+            writer: writer.map(Arc::new),
+            index,
+            loader,
+            sessions,
+            chunks,
+            unlocked: Arc::new(unlocked),
+        })
+    }
+
+    /// Writes a writer key for this machine, so that it can back up into a repository that another machine made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongKey`] without a private key.
+    pub fn enroll(&self) -> Result<PathBuf> {
+        if !self.sessions.can_read() {
+            return Err(super::read::needs_identity());
+        }
+        let keys = RepositoryKeys { id_key: self.id_key.clone(), index_key: self.index_key.clone() };
+        if let Some(writer) = &self.writer {
+            return writer.save(&self.state, &self.id);
+        }
+        WriterKey::generate(keys)?.save(&self.state, &self.id)
+    }
+}
+
+/// Refuses a place that holds something else, or the remains of a repository.
+async fn check_free(store: &Store) -> Result<()> {
+    if store.is_empty().await? {
+        return Ok(());
+    }
+    let keys = store.list(layout::KEYS).await?;
+    let others = store.list("").await?.len() - keys.len();
+    if others == 0 {
+        // Key objects alone: a creation that died before its `config`. Nothing was ever stored under them.
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::AlreadyExists, format!("{} is not empty, and is not a repository", store.describe()))
+        .hint(
+            "choose an empty place; if this was a repository whose `config` was lost, restore that object from a copy",
+        ))
+}
+
+/// Looks, before anything is written, whether somebody could read what will be stored.
+fn check_recipients(options: &RepositoryOptions) -> Result<()> {
+    options.recipients.iter().try_for_each(|recipient| keys::check_recipient(recipient))?;
+    let nobody = options.recipients.is_empty() && options.passphrase.is_none();
+    if options.encryption == EncryptionConfig::None || !nobody {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Plan, "the repository would be encrypted to nobody").hint(
+        "name a public key in `repository.recipients` (`stackward key generate` makes a pair), or a `passphrase`",
+    ))
+}
+
+struct CreatedKeys {
+    keys: RepositoryKeys,
+    recipients: Vec<RecipientInfo>,
+}
+
+async fn create_keys(store: &Store, options: &RepositoryOptions, id: &str) -> Result<CreatedKeys> {
+    if options.encryption == EncryptionConfig::None {
+        return Ok(CreatedKeys { keys: RepositoryKeys::open(), recipients: Vec::new() });
+    }
+    let now = Timestamp::now();
+    let mut recipients = Vec::new();
+    for recipient in &options.recipients {
+        recipients.push(RecipientInfo { recipient: recipient.clone(), added: now, passphrase: false });
+    }
+    if let Some(passphrase) = &options.passphrase {
+        // The passphrase protects a key pair, so that writing needs no passphrase and no slow derivation.
+        let pair = keys::generate();
+        let (secret, phrase) = (pair.identity.clone(), passphrase.clone());
+        let wrapped =
+            tokio::task::spawn_blocking(move || keys::wrap_with_passphrase(&phrase, secret.expose().as_bytes())).await;
+        let wrapped = wrapped
+            .map_err(|source| Error::new(ErrorKind::Internal, "the key derivation failed").caused_by(source))??;
+        store.create(&layout::passphrase_identity(id), wrapped.into()).await?;
+        recipients.push(RecipientInfo { recipient: pair.recipient, added: now, passphrase: true });
+    }
+    let keys = RepositoryKeys::generate()?;
+    let to: Vec<String> = recipients.iter().map(|info| info.recipient.clone()).collect();
+    store.create(&layout::repository_keys(id), keys::wrap(&to, &keys.to_bytes())?.into()).await?;
+    let state = options.state.clone().unwrap_or_else(default_state);
+    WriterKey::generate(keys.clone())?.save(&state, id)?;
+    Ok(CreatedKeys { keys, recipients })
+}
+
+pub(super) async fn read_config(store: &Store) -> Result<Config> {
+    match store.get(&layout::config()).await {
+        Ok(bytes) => Config::parse(&bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let half = !store.is_empty().await.unwrap_or(true);
+            let what =
+                if half { "only part of a repository (its `config` object is missing)" } else { "no repository" };
+            let hint = if half {
+                "restore `config` from a copy, or start in an empty place"
+            } else {
+                "run `stackward init` to make it"
+            };
+            Err(Error::new(ErrorKind::NoRepository, format!("there is {what} at {}", store.describe())).hint(hint))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The identities that were given, and the one that a passphrase opens.
+async fn unlock_all(store: &Store, id: &str, unlock: &Unlock) -> Result<Unlocked> {
+    let mut unlocked = Unlocked::new(&unlock.identities)?;
+    let Some(passphrase) = unlock.passphrase.clone() else { return Ok(unlocked) };
+    let wrapped = match store.get(&layout::passphrase_identity(id)).await {
+        Ok(wrapped) => wrapped,
+        Err(error) if error.kind() == ErrorKind::NotFound && !unlocked.is_empty() => return Ok(unlocked),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Error::new(ErrorKind::WrongKey, format!("{} has no passphrase", store.describe()))
+                .hint("pass the private key with `--identity FILE`"));
+        }
+        Err(error) => return Err(error),
+    };
+    let opened = tokio::task::spawn_blocking(move || keys::unwrap_with_passphrase(&passphrase, &wrapped)).await;
+    let identity =
+        opened.map_err(|source| Error::new(ErrorKind::Internal, "the key derivation failed").caused_by(source))??;
+    let text =
+        std::str::from_utf8(&identity).map_err(|_| super::codec::malformed("the passphrase's identity is not text"))?;
+    unlocked.push(&Secret::new(text.trim()))?;
+    Ok(unlocked)
+}
+
+async fn repository_keys(
+    store: &Store,
+    config: &Config,
+    writer: Option<&WriterKey>,
+    unlocked: &Unlocked,
+    state: &std::path::Path,
+) -> Result<RepositoryKeys> {
+    if !unlocked.is_empty() {
+        let wrapped = store.get(&layout::repository_keys(&config.repository_id)).await?;
+        return RepositoryKeys::from_bytes(&keys::unwrap(unlocked, &wrapped)?);
+    }
+    match writer {
+        Some(writer) => Ok(writer.keys.clone()),
+        None => Err(Error::new(ErrorKind::WrongKey, format!("this machine holds no key for {}", store.describe()))
+            .with("expected", WriterKey::path(state, &config.repository_id).display())
+            .hint("to read, pass the private key with `--identity FILE`; to back up from here, run `stackward key enroll --identity FILE` once")),
+    }
+}
+
+/// Whether the store refuses to create an object twice. Stores that ignore the condition exist (docs/adr/0003).
+async fn probe(store: &Store) -> Result<bool> {
+    let path = Path::from(format!("probe/{}", hex::encode(random::<8>()?)));
+    store.create(&path, "stackward".into()).await?;
+    let honoured = match store.create(&path, "stackward".into()).await {
+        Ok(()) => false,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => true,
+        Err(error) => return Err(error),
+    };
+    store.delete(&path).await?;
+    Ok(honoured)
+}

@@ -1,0 +1,55 @@
+//! Where objects lie. Names are part of the format.
+
+use backup_core::SnapshotId;
+use object_store::path::Path;
+
+use super::crypto::SessionId;
+
+pub(super) const CONFIG: &str = "config";
+pub(super) const KEYS: &str = "keys";
+pub(super) const PACKS: &str = "packs";
+pub(super) const INDEX: &str = "index";
+pub(super) const SNAPSHOTS: &str = "snapshots";
+
+pub(super) fn config() -> Path {
+    Path::from(CONFIG)
+}
+
+pub(super) fn repository_keys(repository: &str) -> Path {
+    Path::from(format!("{KEYS}/repository-{repository}.age"))
+}
+
+pub(super) fn passphrase_identity(repository: &str) -> Path {
+    Path::from(format!("{KEYS}/passphrase-{repository}.age"))
+}
+
+pub(super) fn session_keys(session: SessionId) -> Path {
+    Path::from(format!("{KEYS}/session-{session}.age"))
+}
+
+pub(super) fn pack(hash: &ObjectHash) -> Path {
+    let name = hex::encode(hash);
+    Path::from(format!("{PACKS}/{}/{name}", &name[..2]))
+}
+
+pub(super) fn index(hash: &ObjectHash) -> Path {
+    Path::from(format!("{INDEX}/{}", hex::encode(hash)))
+}
+
+pub(super) fn snapshot(id: &SnapshotId) -> Path {
+    Path::from(format!("{SNAPSHOTS}/{id}"))
+}
+
+/// BLAKE3 of an object's bytes, without a key: anybody can check an object against its name.
+pub(super) type ObjectHash = [u8; 32];
+
+pub(super) fn object_hash(bytes: &[u8]) -> ObjectHash {
+    *blake3::hash(bytes).as_bytes()
+}
+
+/// The hash in the last part of an object's path.
+pub(super) fn hash_in(path: &Path) -> Option<ObjectHash> {
+    let mut hash = [0; 32];
+    hex::decode_to_slice(path.filename()?, &mut hash).ok()?;
+    Some(hash)
+}

@@ -1,0 +1,112 @@
+//! Reading: from a chunk's id to its plain bytes, from a content list to a stream, from a listing to entries.
+//!
+//! Invariant: every chunk is authenticated and compared with its id before a byte of it is handed on.
+
+mod blocks;
+mod content;
+mod listing;
+mod sessions;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use backup_core::error::{Error, ErrorKind, Result};
+use bytes::Bytes;
+
+use super::content::ChunkId;
+use super::crypto::Key;
+use super::index::{self, Location, PackHead, SharedIndex};
+use super::load::IndexLoader;
+use super::pack::Class;
+use super::store::Store;
+use blocks::BlockCache;
+pub(super) use content::{ContentReader, ExtentWalker};
+pub(super) use listing::ListingReader;
+pub(super) use sessions::{KeySource, Sessions, needs_identity, open_keys};
+
+/// Reads chunks of one repository.
+pub(super) struct ChunkReader {
+    index: SharedIndex,
+    loader: Arc<IndexLoader>,
+    blocks: BlockCache,
+    sessions: Arc<Sessions>,
+    id_key: Key,
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+impl ChunkReader {
+    pub(super) fn new(
+        store: Store,
+        index: SharedIndex,
+        loader: Arc<IndexLoader>,
+        sessions: Arc<Sessions>,
+        id_key: Key,
+    ) -> Self {
+        Self { index, loader, blocks: BlockCache::new(store), sessions, id_key }
+    }
+
+    /// Where a chunk is, when the repository has it.
+    pub(super) fn locate(&self, id: &ChunkId) -> Option<Location> {
+        index::read(&self.index).get(id)
+    }
+
+    fn locate_pack(&self, id: &ChunkId) -> Option<(Location, PackHead)> {
+        let index = index::read(&self.index);
+        index.get(id).map(|location| (location, index.pack(location.pack).clone()))
+    }
+
+    /// The plain bytes of a chunk.
+    pub(super) async fn chunk(&self, id: ChunkId) -> Result<Bytes> {
+        let mut located = self.locate_pack(&id);
+        if located.is_none() {
+            self.loader.mend().await?;
+            located = self.locate_pack(&id);
+        }
+        let Some((location, pack)) = located else {
+            return Err(Error::new(ErrorKind::Damaged, format!("the repository has no chunk {}", hex::encode(id.0)))
+                .hint("`stackward verify --depth manifest` tells what else is hurt"));
+        };
+        let keys = self.sessions.get(pack.session).await?;
+        let mut frame = self.blocks.frame(&pack, &location).await?;
+        let in_pack = |error: Error| error.with("pack", hex::encode(pack.hash));
+        let (opener, id_key) = match pack.class {
+            Class::Content => (keys.content()?, &self.id_key),
+            Class::Meta => (&keys.meta, &keys.meta_id),
+        };
+        let length = opener.open(&id.0, &mut frame).map_err(in_pack)?.len();
+        let payload = Bytes::from(frame).slice(super::crypto::FRAME_PREFIX..super::crypto::FRAME_PREFIX + length);
+        let data =
+            if location.is_compressed() { decompress(&payload, location.raw).map_err(in_pack)? } else { payload };
+        if ChunkId::of(id_key, &data) == id {
+            return Ok(data);
+        }
+        Err(in_pack(Error::new(ErrorKind::Damaged, "a chunk does not have the content that its id promises")))
+    }
+}
+
+fn decompress(payload: &[u8], raw: u32) -> Result<Bytes> {
+    let broken =
+        |source: std::io::Error| Error::new(ErrorKind::Damaged, "a chunk does not decompress").caused_by(source);
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new().map_err(broken)?),
+        };
+        let data = decompressor.decompress(payload, raw as usize).map_err(broken)?;
+        if data.len() == raw as usize {
+            Ok(Bytes::from(data))
+        } else {
+            Err(super::codec::malformed("a chunk has the wrong length"))
+        }
+    })
+}
+
+impl fmt::Debug for ChunkReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChunkReader")
+    }
+}

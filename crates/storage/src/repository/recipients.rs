@@ -1,0 +1,132 @@
+//! Who can read a repository: adding and removing recipients re-wraps keys, never data.
+//!
+//! Invariant: a key object is replaced by one put, so a crash leaves each of them wrapped for the old or for the new
+//! recipients; `config` changes last when adding and first when removing, and the operation can be repeated.
+
+use backup_core::error::{Error, ErrorKind, Result};
+use jiff::Timestamp;
+
+use super::config::{Config, RecipientInfo};
+use super::create::read_config;
+use super::layout;
+use super::{Repository, read};
+use crate::keys;
+
+impl Repository {
+    /// Who can read the repository.
+    pub async fn recipients(&self) -> Result<Vec<RecipientInfo>> {
+        Ok(self.config.lock().await.recipients.clone())
+    }
+
+    /// Lets `recipient` read everything, earlier snapshots too. Returns the number of keys that were wrapped again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongKey`] without a private key; [`ErrorKind::AlreadyExists`] when it can read already.
+    pub async fn add_recipient(&self, recipient: &str) -> Result<u64> {
+        keys::check_recipient(recipient)?;
+        let mut config = self.fresh_config().await?;
+        if config.recipients.iter().any(|info| info.recipient == recipient) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("{recipient} can read this repository already")));
+        }
+        let info = RecipientInfo { recipient: recipient.to_owned(), added: Timestamp::now(), passphrase: false };
+        config.recipients.push(info);
+        let wrapped = self.wrap_all(&config.recipient_keys()).await?;
+        self.write_config(config).await?;
+        Ok(wrapped)
+    }
+
+    /// Takes the right to read from `recipient`, for keys that it has not copied: data that it could read once, it may
+    /// have read. Returns the number of keys that were wrapped again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it is no recipient; [`ErrorKind::Usage`] for the last one.
+    pub async fn remove_recipient(&self, recipient: &str) -> Result<u64> {
+        let mut config = self.fresh_config().await?;
+        let before = config.recipients.len();
+        config.recipients.retain(|info| info.recipient != recipient);
+        if config.recipients.len() == before {
+            return Err(Error::new(ErrorKind::NotFound, format!("{recipient} is not a recipient of this repository"))
+                .hint("`stackward key list` shows them"));
+        }
+        if config.recipients.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "this is the last recipient: nobody could read the repository any more",
+            )
+            .hint("add another one first"));
+        }
+        let remaining = config.recipient_keys();
+        self.write_config(config).await?;
+        self.wrap_all(&remaining).await
+    }
+
+    /// The recipients that a new session is wrapped to. The plan decides; a store that names others is reported.
+    pub(super) async fn recipients_to_write(&self) -> Result<Vec<String>> {
+        let config = self.config.lock().await;
+        let mut recipients = config.recipient_keys();
+        for planned in &self.recipients {
+            if !recipients.contains(planned) {
+                return Err(Error::new(
+                    ErrorKind::Plan,
+                    format!("the plan names the recipient {planned}, and the repository does not know it"),
+                )
+                .hint(format!(
+                    "run `stackward key add {planned} --identity FILE`, so that it can read earlier snapshots too"
+                )));
+            }
+        }
+        let passphrases: Vec<&str> =
+            config.recipients.iter().filter(|info| info.passphrase).map(|info| info.recipient.as_str()).collect();
+        if !self.recipients.is_empty() {
+            recipients.retain(|known| self.recipients.contains(known) || passphrases.contains(&known.as_str()));
+        }
+        Ok(recipients)
+    }
+
+    async fn fresh_config(&self) -> Result<Config> {
+        if !self.is_encrypted() {
+            return Err(Error::new(ErrorKind::Usage, "this repository is not encrypted: everybody can read it"));
+        }
+        if !self.sessions.can_read() {
+            return Err(read::needs_identity());
+        }
+        let config = read_config(&self.store).await?;
+        config.check_mac(&self.index_key)?;
+        Ok(config)
+    }
+
+    async fn write_config(&self, mut config: Config) -> Result<()> {
+        config.authenticate(&self.index_key);
+        self.store.replace(&layout::config(), config.render()?).await?;
+        *self.config.lock().await = config;
+        Ok(())
+    }
+
+    async fn wrap_all(&self, recipients: &[String]) -> Result<u64> {
+        let mut wrapped = 0;
+        for (path, _) in self.store.list(layout::KEYS).await? {
+            // The identity under the passphrase is not wrapped to recipients.
+            if path.filename().is_some_and(|name| name.starts_with("passphrase-")) {
+                continue;
+            }
+            let object = self.store.get(&path).await?;
+            let plain = match keys::unwrap(&self.unlocked, &object) {
+                Ok(plain) => plain,
+                // Left over from a creation that died: it belongs to no repository.
+                Err(error) if self.is_leftover(&path) => {
+                    drop(error);
+                    continue;
+                }
+                Err(error) => return Err(error.with("object", &path)),
+            };
+            self.store.replace(&path, keys::wrap(recipients, &plain)?.into()).await?;
+            wrapped += 1;
+        }
+        Ok(wrapped)
+    }
+
+    fn is_leftover(&self, path: &object_store::path::Path) -> bool {
+        let own = layout::repository_keys(&self.id);
+        path.filename().is_some_and(|name| name.starts_with("repository-")) && *path != own
+    }
+}

@@ -1,0 +1,201 @@
+//! Who can read: recipients, passphrases, the writing machine, and nobody else.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use backup_core::plan::EncryptionConfig;
+use backup_core::secret::Secret;
+use backup_core::sink::{Sink, SnapshotFilter};
+use backup_core::{ErrorKind, SnapshotId};
+use storage::{Repository, Unlock, keys};
+use support::{Place, back_up, read_stream, read_tree, stream_source, tree_source};
+
+const FILES: &[usize] = &[5, 500, 50_000];
+
+async fn one_snapshot(place: &Place) -> SnapshotId {
+    place.create().await;
+    let repository = place.open(&Unlock::default()).await.unwrap();
+    back_up(&repository, &[("db", stream_source(100_000, 1)), ("tree", tree_source(FILES))]).await.unwrap().id
+}
+
+fn with(identity: &Secret) -> Unlock {
+    Unlock { identities: vec![identity.clone()], passphrase: None }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_machine_that_backs_up_lists_and_cannot_read() {
+    let place = Place::new();
+    let id = one_snapshot(&place).await;
+    let writer = place.open(&Unlock::default()).await.unwrap();
+    assert_eq!(writer.snapshots(&SnapshotFilter::default()).await.unwrap()[0].id, id);
+    assert_eq!(writer.manifest(&id).await.unwrap().sources.len(), 2);
+    for error in
+        [read_stream(&writer, &id, "db").await.unwrap_err(), read_tree(&writer, &id, "tree").await.unwrap_err()]
+    {
+        assert_eq!(error.kind(), ErrorKind::WrongKey);
+        assert!(error.remedy().unwrap().contains("--identity"));
+    }
+    let reader = place.open(&place.reading()).await.unwrap();
+    assert_eq!(read_stream(&reader, &id, "db").await.unwrap().len(), 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_private_key_alone_reads_on_an_empty_machine_which_can_then_be_enrolled() {
+    let place = Place::new();
+    let id = one_snapshot(&place).await;
+    std::fs::remove_dir_all(place.options.state.as_ref().unwrap()).unwrap();
+    assert_eq!(place.open(&Unlock::default()).await.unwrap_err().kind(), ErrorKind::WrongKey);
+    let reader = place.open(&place.reading()).await.unwrap();
+    support::assert_tree(&reader, &id, "tree", FILES).await;
+    let error = back_up(&reader, &[("db", stream_source(10, 1))]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WrongKey);
+    assert!(error.remedy().unwrap().contains("enroll"));
+    reader.enroll().unwrap();
+    let writer = place.open(&Unlock::default()).await.unwrap();
+    let stored = back_up(&writer, &[("db", stream_source(100_000, 1))]).await.unwrap();
+    assert_eq!(stored.stored_bytes(), 0, "an enrolled machine deduplicates against what others stored");
+    let error = writer.manifest(&id).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WrongKey, "one machine does not read another machine's manifests");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wrong_key_is_told_from_damage() {
+    let place = Place::new();
+    one_snapshot(&place).await;
+    let error = place.open(&with(&keys::generate().identity)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WrongKey);
+    assert!(!format!("{error:?}").contains("AGE-SECRET"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recipients_come_and_go_without_touching_data() {
+    let place = Place::new();
+    let id = one_snapshot(&place).await;
+    let packs = || std::fs::read_dir(place.data().join("packs")).unwrap().count();
+    let before = packs();
+    let second = keys::generate();
+    let owner = place.open(&place.reading()).await.unwrap();
+    assert_eq!(owner.add_recipient(&second.recipient).await.unwrap(), 2, "the repository's key and one session's");
+    assert_eq!(owner.add_recipient(&second.recipient).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    let reader = place.open(&with(&second.identity)).await.unwrap();
+    assert_eq!(read_stream(&reader, &id, "db").await.unwrap().len(), 100_000);
+    reader.remove_recipient(&place.options.recipients[0]).await.unwrap();
+    assert_eq!(place.open(&place.reading()).await.unwrap_err().kind(), ErrorKind::WrongKey);
+    assert_eq!(reader.remove_recipient(&second.recipient).await.unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(packs(), before);
+    assert_eq!(reader.recipients().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recipient_that_the_plan_does_not_name_gets_nothing_new() {
+    let mut place = Place::new();
+    one_snapshot(&place).await;
+    let second = keys::generate();
+    place.open(&place.reading()).await.unwrap().add_recipient(&second.recipient).await.unwrap();
+    let writer = place.open(&Unlock::default()).await.unwrap();
+    let id = back_up(&writer, &[("db", stream_source(1000, 9))]).await.unwrap().id;
+    let reader = place.open(&with(&second.identity)).await.unwrap();
+    assert_eq!(read_stream(&reader, &id, "db").await.unwrap_err().kind(), ErrorKind::WrongKey);
+    place.options.recipients.push(keys::generate().recipient);
+    let error =
+        back_up(&place.open(&Unlock::default()).await.unwrap(), &[("db", stream_source(1000, 9))]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Plan, "a planned recipient that the repository does not know");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_passphrase_reads_and_is_not_needed_to_write() {
+    let mut place = Place::new();
+    place.options.recipients.clear();
+    place.options.passphrase = Some(Secret::new("correct horse"));
+    let id = one_snapshot(&place).await;
+    let open = |phrase: &str| Unlock { identities: Vec::new(), passphrase: Some(Secret::new(phrase)) };
+    let error = place.open(&open("wrong")).await.unwrap_err();
+    assert_eq!((error.kind(), error.message()), (ErrorKind::WrongKey, "the passphrase is wrong"));
+    let reader = place.open(&open("correct horse")).await.unwrap();
+    assert_eq!(read_stream(&reader, &id, "db").await.unwrap().len(), 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_that_nobody_could_read_is_not_made() {
+    let mut place = Place::new();
+    place.options.recipients.clear();
+    let error = Repository::create(place.store(), "a test", &place.options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Plan);
+    assert!(std::fs::read_dir(place.data()).unwrap().next().is_none(), "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_that_are_no_repository_say_what_they_are() {
+    let place = Place::new();
+    let error = place.open(&Unlock::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRepository);
+    assert!(error.remedy().unwrap().contains("stackward init"));
+    std::fs::write(place.data().join("holiday.jpg"), "x").unwrap();
+    let error = Repository::create(place.store(), "a test", &place.options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let half = Place::new();
+    one_snapshot(&half).await;
+    std::fs::remove_file(half.data().join("config")).unwrap();
+    let error = half.open(&half.reading()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRepository);
+    assert!(error.to_string().contains("only part of a repository"), "{error}");
+    assert!(Repository::create(half.store(), "a test", &half.options).await.is_err(), "the remains are not built upon");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creating_twice_and_at_once_makes_one_repository() {
+    let place = Place::new();
+    let create = || Repository::create(place.store(), "a test", &place.options);
+    let (a, b) = tokio::join!(create(), create());
+    let made = [&a, &b].iter().filter(|result| result.as_ref().is_ok_and(|created| created.created)).count();
+    assert_eq!(made, 1, "{a:?} {b:?}");
+    assert!(!create().await.unwrap().created);
+    let repository = place.open(&place.reading()).await.unwrap();
+    back_up(&repository, &[("db", stream_source(10, 1))]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_repository_is_named_so_in_the_plan_or_refused() {
+    let mut place = Place::new();
+    place.options.encryption = EncryptionConfig::None;
+    let id = one_snapshot(&place).await;
+    let anybody = place.open(&Unlock::default()).await.unwrap();
+    assert_eq!(read_stream(&anybody, &id, "db").await.unwrap().len(), 100_000);
+    place.options.encryption = EncryptionConfig::Age;
+    assert_eq!(place.open(&Unlock::default()).await.unwrap_err().kind(), ErrorKind::Plan);
+}
+
+/// No key, and no name of a file or a source, can be read from the store without the keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_appear_nowhere() {
+    let place = Place::new();
+    one_snapshot(&place).await;
+    let state = std::fs::read_dir(place.options.state.as_ref().unwrap()).unwrap().next().unwrap().unwrap().path();
+    let writer: serde_json::Value = serde_json::from_slice(&std::fs::read(state).unwrap()).unwrap();
+    let mut needles: Vec<Vec<u8>> =
+        vec![b"f0001".to_vec(), b"dump".to_vec(), b"AGE-SECRET".to_vec(), b"\"host\"".to_vec()];
+    for field in ["id_key", "index_key", "writer_secret"] {
+        let key = writer[field].as_str().unwrap();
+        needles.push(key.as_bytes().to_vec());
+        needles.push(hex::decode(key).unwrap());
+    }
+    let mut folders = vec![place.data()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let content = std::fs::read(&path).unwrap();
+            for needle in &needles {
+                assert!(
+                    !content.windows(needle.len()).any(|window| window == needle),
+                    "{} shows a secret",
+                    path.display()
+                );
+            }
+        }
+    }
+}
