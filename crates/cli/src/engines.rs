@@ -3,4 +3,11 @@
 use backup_core::engine::EngineDescriptor;
 
 /// Every engine that was compiled in.
-pub const ENGINES: &[EngineDescriptor] = &[];
+pub const ENGINES: &[EngineDescriptor] = &[
+    #[cfg(feature = "files")]
+    engine_files::FILES,
+    #[cfg(feature = "files")]
+    engine_files::SQLITE,
+    #[cfg(feature = "postgres")]
+    engine_postgres::POSTGRES,
+];

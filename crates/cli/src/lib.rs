@@ -10,7 +10,6 @@ pub mod exit;
 pub mod output;
 mod reference;
 mod session;
-mod shim;
 mod signals;
 pub mod sinks;
 mod stack;

@@ -8,9 +8,8 @@ use backup_core::Result;
 use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::Sink;
 
-// The crate `storage` takes the place of this module once it is merged; the signatures are the same.
-use crate::shim as backend;
-pub use backend::{Created, RecipientInfo, Repository, Unlock, keys};
+use storage as backend;
+pub use storage::{Created, RecipientInfo, Repository, Unlock, keys};
 
 /// What makes and opens sinks. `folder` is where relative paths of the plan start.
 #[async_trait]

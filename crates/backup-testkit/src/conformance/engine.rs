@@ -210,7 +210,8 @@ pub async fn cancellation_leaves_nothing_behind(subject: &dyn Subject) {
         let cancel = CancellationToken::new();
         let sink = DisturbedSink::new(Arc::new(memory.clone()), Disturbance::Cancel(moment, cancel.clone()));
         let from = reader(&sink, &manifest).await;
-        let error = restore(subject, &context(subject).cancelled_by(cancel), &from).await.expect_err("it was cancelled");
+        let error =
+            restore(subject, &context(subject).cancelled_by(cancel), &from).await.expect_err("it was cancelled");
         assert_eq!(error.kind(), ErrorKind::Interrupted, "operation {moment}: {error:?}");
         assert_eq!(surroundings(subject), before, "operation {moment}");
         assert_clean(subject);

@@ -112,7 +112,7 @@ async fn change(session: &Session<'_>, recipient: &str, change: Change) -> Resul
 
 async fn enroll(session: &Session<'_>) -> Result<Exit> {
     let stack = Stack::load(session)?;
-    let path = repository(session, &stack).await?.enroll().await?;
+    let path = repository(session, &stack).await?.enroll()?;
     session.output.summary(format!("this machine can write to the repository; its key is {}", path.display()));
     session.output.result("key enroll", Exit::Done, &json!({ "file": path }));
     Ok(Exit::Done)
