@@ -134,6 +134,16 @@ fn hide_sizes(text: &str) -> String {
     text.lines().map(line).collect()
 }
 
+/// Whatever the engines find on the machine that runs this test, the plan that comes of it is valid.
+#[test]
+fn init_writes_a_plan_that_validates() {
+    let machine = Machine::new();
+    std::fs::remove_file(machine.path("stackward.yaml")).unwrap();
+    let preview: serde_json::Value = serde_json::from_str(&machine.good("init --dry-run --json")).unwrap();
+    std::fs::write(machine.path("stackward.yaml"), preview["plan_text"].as_str().unwrap()).unwrap();
+    machine.good("validate");
+}
+
 #[test]
 fn a_machine_without_the_private_key_backs_up_and_checks_but_does_not_read() {
     let machine = Machine::backed_up();
