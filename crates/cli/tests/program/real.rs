@@ -226,9 +226,9 @@ fn cat_prints_the_very_bytes_and_a_reader_may_leave() {
 fn an_interrupted_backup_commits_nothing_and_harms_nothing() {
     use std::io::{BufRead, BufReader};
     let machine = Machine::backed_up();
-    // More than a signal's delay to read.
-    let file = std::fs::File::create(machine.path("tree/huge")).unwrap();
-    std::io::Write::write_all(&mut &file, &noise(200_000_000)).unwrap();
+    // Far more than can be read before the signal comes.
+    let huge = noise(1_000_000).repeat(400);
+    std::fs::write(machine.path("tree/huge"), huge).unwrap();
     let mut child = stackward(machine.0.path(), &["backup", "--json"]).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
