@@ -266,6 +266,7 @@ pub struct Discovered {
     pub name: String,
     /// Why it is proposed: `a PostgreSQL server listens on /run/postgresql`.
     pub because: String,
-    /// The engine's part of the plan, as YAML without indentation.
+    /// What stands under the source's name in the plan, without indentation: the engine's name as the key, its
+    /// settings below: `files: { paths: [/etc] }`.
     pub yaml: String,
 }

@@ -1,6 +1,6 @@
 //! Hosts: where a source's processes run. This module is the only one that starts processes.
 //!
-//! Invariant: a [`CleanExit`] comes only from a status that the host saw, after the streams were drained.
+//! Invariant: a [`CleanExit`](crate::CleanExit) comes only from a status that the host saw, after the streams were drained.
 
 mod local;
 mod process;

@@ -21,7 +21,7 @@ use indicatif::MultiProgress;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub use human::{age, bytes, count, counted, moment, seconds, span};
+pub use human::{age, bytes, count, counted, moment, seconds, span, the};
 pub use style::Paint;
 pub use table::{Align, Table};
 

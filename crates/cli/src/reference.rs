@@ -100,7 +100,8 @@ fn option(arg: &Arg) -> String {
         text.push_str(&format!(": {help}"));
     }
     let values: Vec<_> = arg.get_possible_values().into_iter().filter(|value| !value.is_hide_set()).collect();
-    if !values.is_empty() && arg.get_action().takes_values() {
+    let takes = arg.get_action().takes_values();
+    if takes && !values.is_empty() && !arg.is_hide_possible_values_set() {
         let listed: Vec<String> = values
             .iter()
             .map(|value| match value.get_help() {
@@ -110,7 +111,7 @@ fn option(arg: &Arg) -> String {
             .collect();
         text.push_str(&format!(". One of {}", listed.join(", ")));
     }
-    if let [default] = arg.get_default_values() {
+    if let ([default], true) = (arg.get_default_values(), takes) {
         text.push_str(&format!(". Default `{}`", default.to_string_lossy()));
     }
     if let Some(variable) = arg.get_env() {

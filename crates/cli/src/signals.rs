@@ -2,6 +2,7 @@
 //!
 //! Invariant: the first SIGINT or SIGTERM cancels cleanly; the second ends the process at once.
 
+use std::any::Any;
 use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
@@ -52,17 +53,34 @@ fn end_at_once() -> ! {
 
 /// Says that it is a defect, where, and what to do.
 pub(crate) fn report_panic(info: &PanicHookInfo<'_>) {
-    let payload = info.payload();
-    let what = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
     let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
-    let text = format!(
-        "error: stackward has a defect: {what}{place}\n  \
-         hint: please report it with this line and the command; nothing was committed by this run\n"
-    );
     // Nobody is left to tell when standard error itself is gone.
-    let _unheard = std::io::stderr().write_all(text.as_bytes());
+    let _unheard = std::io::stderr().write_all(defect(info.payload(), &place).as_bytes());
+}
+
+fn defect(payload: &dyn Any, place: &str) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    let what = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    format!(
+        "error: stackward has a defect: {what}{place}\n  \
+         hint: please report it with this line and the command that was run\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_called_a_defect() {
+        let payloads: [Box<dyn Any + Send>; 3] = [Box::new("lost"), Box::new("lost".to_owned()), Box::new(7)];
+        let told = payloads.map(|payload| defect(payload.as_ref(), " (x.rs:1)"));
+        assert_eq!(told[0], told[1]);
+        insta::assert_snapshot!(told[1].clone() + &told[2], @r"
+        error: stackward has a defect: lost (x.rs:1)
+          hint: please report it with this line and the command that was run
+        error: stackward has a defect: no message (x.rs:1)
+          hint: please report it with this line and the command that was run
+        ");
+    }
 }

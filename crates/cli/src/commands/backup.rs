@@ -90,7 +90,7 @@ async fn dry_run(session: &Session<'_>, stack: &Stack, parts: &[&Part], place: &
     }
     session.output.result("backup", exit, &body);
     if exit == Exit::Done {
-        session.output.summary(format!("these would be saved in the {place}; nothing was stored"));
+        session.output.summary(format!("these would be saved in {}; nothing was stored", output::the(place)));
     }
     Ok(exit)
 }

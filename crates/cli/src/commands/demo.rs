@@ -71,7 +71,7 @@ async fn tell(session: &Session<'_>, made: &mut Made) -> Result<Exit> {
         &Session { options: &options, output: session.output.clone(), cancel: session.cancel.clone(), ..*session };
     let stack = Stack::load(session)?;
     let created = session.unless_interrupted(session.world.sinks.create(&stack.plan.sink, &stack.folder)).await?;
-    story.line(format!("the {}, for whoever holds the private key", created.description));
+    story.line(format!("{}, readable with the private key only", output::the(&created.description)));
 
     story.step("Back it up while it is being written to");
     let first = back_up(session, &story, &stack).await?;

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::key::{key_file, write_secret};
 use crate::args::InitArgs;
 use crate::exit::Exit;
+use crate::output;
 use crate::session::Session;
 use crate::sinks::{Created, keys};
 use crate::stack::{DEFAULT_PLAN, Stack, key_beside, locate};
@@ -129,9 +130,9 @@ fn tell(session: &Session<'_>, written: &Written, created: &Created) {
         out.summary(format!("{} {}", if *made { "wrote" } else { "used" }, key.display()));
     }
     if created.created {
-        out.summary(format!("created the {}", created.description));
+        out.summary(format!("created {}", output::the(&created.description)));
     } else {
-        out.summary(format!("the {} was there already", created.description));
+        out.summary(format!("{} was there already", output::the(&created.description)));
     }
     for note in &created.notes {
         out.note(note);

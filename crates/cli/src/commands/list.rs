@@ -19,9 +19,10 @@ pub(crate) async fn run(session: &Session<'_>, args: &ListArgs) -> Result<Exit> 
     snapshots.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
     session.output.result("list", Exit::Done, &json!({ "snapshots": snapshots }));
     if snapshots.is_empty() {
-        session
-            .output
-            .note(format!("the {} holds no snapshot of this plan; `stackward backup` makes one", sink.describe()));
+        session.output.note(format!(
+            "{} holds no snapshot of this plan; `stackward backup` makes one",
+            output::the(&sink.describe())
+        ));
         return Ok(Exit::Done);
     }
     for line in table(&snapshots, args.all_plans).lines() {

@@ -32,7 +32,7 @@ pub(crate) async fn run(session: &Session<'_>, args: &ValidateArgs) -> Result<Ex
         }
     };
     if let Some(place) = &place {
-        out.line(format!("the {place} can be written"));
+        out.line(format!("{} can be written", output::the(place)));
     }
     show(session, &answers);
     for failure in &failures {

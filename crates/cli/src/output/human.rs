@@ -46,6 +46,12 @@ pub fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{ending}", count(number))
 }
 
+/// What a sink calls itself, with an article: `the repository at /srv/backups`.
+#[must_use]
+pub fn the(description: &str) -> String {
+    if description.starts_with("the ") { description.to_owned() } else { format!("the {description}") }
+}
+
 /// How long something took: `0.4 s`, `3 min 20 s`, `2 h 5 min`.
 #[must_use]
 pub fn span(took: Duration) -> String {

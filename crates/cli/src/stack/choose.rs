@@ -6,6 +6,7 @@ use backup_core::sink::{Sink, SnapshotFilter, SnapshotSummary};
 use backup_core::{Error, ErrorKind, PlanName, Result, SnapshotId, SourceName};
 
 use crate::args::SnapshotName;
+use crate::output;
 
 /// So many candidates are named in the error about an ambiguous prefix.
 const MAX_CANDIDATES: usize = 5;
@@ -55,8 +56,11 @@ async fn of_plan(sink: &dyn Sink, plan: &PlanName) -> Result<Vec<SnapshotSummary
 }
 
 fn none_yet(sink: &dyn Sink, plan: &PlanName) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no snapshot of the plan `{plan}` in the {}", sink.describe()))
-        .hint("`stackward backup` makes one; `stackward list --all-plans` shows those of other plans")
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no snapshot of the plan `{plan}` in {}", output::the(&sink.describe())),
+    )
+    .hint("`stackward backup` makes one; `stackward list --all-plans` shows those of other plans")
 }
 
 async fn by_prefix(sink: &dyn Sink, prefix: &str) -> Result<SnapshotId> {

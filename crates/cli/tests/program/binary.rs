@@ -7,18 +7,18 @@ use std::process::{Child, Command, Output, Stdio};
 use crate::machine::assert_shown;
 
 #[expect(clippy::disallowed_methods, reason = "the test runs the program itself, as a user's shell would")]
-fn stackward(folder: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn stackward(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stackward"));
     command.current_dir(folder).args(arguments).env_remove("STACKWARD_PLAN").env_remove("STACKWARD_IDENTITY");
     command.env("NO_COLOR", "").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn run(folder: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Output {
     stackward(folder, arguments).output().unwrap()
 }
 
-fn shown(folder: &Path, arguments: &[&str]) -> String {
+pub(crate) fn shown(folder: &Path, arguments: &[&str]) -> String {
     let output = run(folder, arguments);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let stderr = text(&output.stderr).lines().fold(String::new(), |all, line| all + "[stderr] " + line + "\n");
@@ -153,6 +153,6 @@ fn a_second_signal_ends_the_program_at_once() {
     }
 }
 
-fn kill(child: &Child, signal: rustix::process::Signal) {
+pub(crate) fn kill(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
 }

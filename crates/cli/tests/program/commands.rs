@@ -303,3 +303,13 @@ fn keys() {
     ]);
     program.assert("keys", shown);
 }
+
+#[test]
+fn a_plain_directory_has_no_keys() {
+    let program = Program::bare();
+    let plan = "version: 1\nname: demo\ndirectory: { path: out }\nsources:\n  first:\n    note: { path: first.txt }\n";
+    program.write("stackward.yaml", plan);
+    let shown = program.run("key list");
+    assert_eq!(shown.exit, Exit::Usage);
+    assert!(shown.stderr.contains("a plain directory has no keys"), "{shown}");
+}

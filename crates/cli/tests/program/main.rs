@@ -5,3 +5,5 @@ mod binary;
 mod commands;
 mod machine;
 mod note;
+#[cfg(feature = "files")]
+mod real;

@@ -28,7 +28,7 @@ pub(crate) const NOTE: EngineDescriptor = EngineDescriptor {
         vec![Discovered {
             name: "Motto".to_owned(),
             because: "a motto lies in /etc/motto".to_owned(),
-            yaml: "path: /etc/motto".to_owned(),
+            yaml: "note:\n  path: /etc/motto".to_owned(),
         }]
     },
 };

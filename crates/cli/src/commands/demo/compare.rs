@@ -46,8 +46,8 @@ impl State {
     /// In a few words.
     pub(super) fn describe(&self) -> String {
         format!(
-            "{} with {}, {}",
-            output::counted(self.files, "file"),
+            "{} files, folders and links with {}, {}",
+            output::count(self.files),
             output::bytes(self.bytes),
             output::counted(self.rows, "row")
         )

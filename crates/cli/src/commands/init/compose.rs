@@ -68,9 +68,9 @@ pub(super) fn plan(name: &PlanName, url: &str, recipient: &str, found: &[(&str, 
     let mut names = BTreeSet::new();
     for (engine, found) in found {
         let name = unique(&plain(&found.name, engine), &mut names);
-        text.push_str(&format!("  # {}\n  {name}:\n    {engine}:\n", one_line(&found.because)));
+        text.push_str(&format!("  # {}\n  {name}:\n", one_line(&found.because)));
         for line in found.yaml.lines() {
-            text.push_str(format!("      {line}").trim_end());
+            text.push_str(format!("    {line}").trim_end());
             text.push('\n');
         }
     }
@@ -105,7 +105,11 @@ mod tests {
     use super::*;
 
     fn found(name: &str) -> Discovered {
-        Discovered { name: name.to_owned(), because: "it\nis there".to_owned(), yaml: "paths:\n  - /srv\n".to_owned() }
+        Discovered {
+            name: name.to_owned(),
+            because: "it\nis there".to_owned(),
+            yaml: "files:\n  paths:\n    - /srv\n".to_owned(),
+        }
     }
 
     #[test]

@@ -1,0 +1,264 @@
+//! The built binary over the real engines and a real repository on disk: the stories that operators live through.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use crate::binary::{kill, run, shown, stackward};
+use crate::machine::assert_shown;
+
+/// A machine with a small file tree, a plan, a key pair and a repository.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self(tempfile::tempdir().unwrap());
+        let tree = machine.path("tree");
+        std::fs::create_dir_all(tree.join("docs")).unwrap();
+        std::fs::write(tree.join("docs/a.txt"), "one\ntwo\n").unwrap();
+        std::fs::write(tree.join("big"), noise(3_000_000)).unwrap();
+        let output = machine.run("key generate --output stackward.key");
+        let recipient = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let plan = format!(
+            "version: 1\nname: small\nrepository:\n  url: repository\n  state: state\n  recipients: [{recipient}]\n\
+             sources:\n  tree:\n    files: {{ paths: [tree] }}\n"
+        );
+        std::fs::write(machine.path("stackward.yaml"), plan).unwrap();
+        machine
+    }
+
+    /// The same, with one snapshot.
+    fn backed_up() -> Self {
+        let machine = Self::new();
+        machine.good("init");
+        machine.good("backup");
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, line: &str) -> Output {
+        run(self.0.path(), &line.split(' ').collect::<Vec<_>>())
+    }
+
+    fn good(&self, line: &str) -> String {
+        let output = self.run(line);
+        assert_eq!(output.status.code(), Some(0), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The exit code and standard error of a command that fails.
+    fn bad(&self, line: &str) -> (i32, String) {
+        let output = self.run(line);
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    fn shown(&self, lines: &[&str]) -> String {
+        let show = |line: &&str| shown(self.0.path(), &line.split(' ').collect::<Vec<_>>());
+        lines.iter().map(show).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The files of the repository below `folder`.
+    fn objects(&self, folder: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut todo = vec![self.path("repository").join(folder)];
+        while let Some(next) = todo.pop() {
+            for item in std::fs::read_dir(next).unwrap() {
+                let path = item.unwrap().path();
+                if path.is_dir() { todo.push(path) } else { found.push(path) }
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// Bytes that do not compress, the same every time.
+fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x5eed_u64;
+    let step = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(step).flatten().take(count).collect()
+}
+
+fn flip_a_bit(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_tree_is_backed_up_lost_and_put_back() {
+    let machine = Machine::backed_up();
+    machine.good("verify --depth structure");
+    machine.good("drill");
+    std::fs::remove_dir_all(machine.path("tree")).unwrap();
+    machine.good("restore");
+    assert_eq!(std::fs::read(machine.path("tree/docs/a.txt")).unwrap(), b"one\ntwo\n");
+    assert_eq!(std::fs::read(machine.path("tree/big")).unwrap(), noise(3_000_000));
+    let second = machine.run("backup --json");
+    let result = String::from_utf8(second.stdout).unwrap();
+    let result: serde_json::Value = serde_json::from_str(result.lines().last().unwrap()).unwrap();
+    assert_eq!(result["snapshot"]["outcome"], "complete");
+    assert!(result["snapshot"]["stored_bytes"].as_u64().unwrap() < 100_000, "{result}");
+}
+
+#[test]
+fn a_session_at_a_terminal() {
+    let machine = Machine::new();
+    let lines = ["list", "init", "init", "validate --online", "list", "backup", "list", "ls", "key list"];
+    assert_shown("real_session", &hide_sizes(&machine.shown(&lines)));
+}
+
+/// What is stored depends on compression, which may change between versions of its library.
+fn hide_sizes(text: &str) -> String {
+    let size = |word: &str| matches!(word, "KiB" | "MiB" | "B");
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let hidden: Vec<&str> = words
+            .iter()
+            .enumerate()
+            .map(|(at, word)| match words.get(at + 1) {
+                Some(next) if size(next) => "#",
+                _ => word,
+            })
+            .collect();
+        hidden.join(" ") + "\n"
+    };
+    text.lines().map(line).collect()
+}
+
+/// Whatever the engines find on the machine that runs this test, the plan that comes of it is valid.
+#[test]
+fn init_writes_a_plan_that_validates() {
+    let machine = Machine::new();
+    std::fs::remove_file(machine.path("stackward.yaml")).unwrap();
+    let preview: serde_json::Value = serde_json::from_str(&machine.good("init --dry-run --json")).unwrap();
+    std::fs::write(machine.path("stackward.yaml"), preview["plan_text"].as_str().unwrap()).unwrap();
+    machine.good("validate");
+}
+
+#[test]
+fn a_machine_without_the_private_key_backs_up_and_checks_but_does_not_read() {
+    let machine = Machine::backed_up();
+    std::fs::rename(machine.path("stackward.key"), machine.path("elsewhere.key")).unwrap();
+    machine.good("backup");
+    assert!(machine.good("list").contains("complete"));
+    machine.good("verify");
+    let (code, stderr) = machine.bad("restore --target out");
+    assert_eq!(code, 12, "{stderr}");
+    assert!(!machine.path("out").exists());
+    machine.good("restore --target out --identity elsewhere.key");
+    machine.good("key generate --output other.key");
+    let (code, stderr) = machine.bad("restore --target out2 --identity other.key");
+    assert_eq!(code, 12, "{stderr}");
+}
+
+#[test]
+fn keys_are_added_and_removed() {
+    let machine = Machine::backed_up();
+    let other = machine.good("key generate --output other.key").trim().to_owned();
+    machine.good(&format!("key add {other}"));
+    assert!(machine.good("key list").contains(&other));
+    machine.good("restore --target with-other --identity other.key");
+    machine.good(&format!("key remove {other}"));
+    assert!(!machine.good("key list").contains(&other));
+    let (code, stderr) = machine.bad("restore --target without --identity other.key");
+    assert_eq!(code, 12, "{stderr}");
+    std::fs::remove_dir_all(machine.path("state")).unwrap();
+    assert_ne!(machine.bad("backup").0, 0, "without its writer key the machine does not write");
+    machine.good("key enroll");
+    machine.good("backup");
+}
+
+#[test]
+fn one_flipped_bit_is_found_named_and_kept_out_of_a_restore() {
+    let machine = Machine::backed_up();
+    let packs = machine.objects("packs");
+    flip_a_bit(packs.last().unwrap());
+    let name = packs.last().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let output = machine.run("verify");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(20), "{stdout}");
+    assert!(stdout.contains(&name), "{stdout}");
+    assert!(stdout.contains("tree/"), "{stdout}");
+    let (code, stderr) = machine.bad("restore --target out");
+    assert_eq!(code, 20, "{stderr}");
+}
+
+#[test]
+fn no_repository_has_its_code() {
+    let machine = Machine::new();
+    for line in ["backup", "list", "restore", "verify", "drill", "key list"] {
+        let (code, stderr) = machine.bad(line);
+        assert_eq!(code, 10, "{line}: {stderr}");
+        assert!(stderr.contains("hint: "), "{line}: {stderr}");
+    }
+}
+
+#[test]
+fn cat_prints_the_very_bytes_and_a_reader_may_leave() {
+    let machine = Machine::backed_up();
+    let listed = machine.good("ls latest tree --json");
+    let listed: serde_json::Value = serde_json::from_str(listed.lines().last().unwrap()).unwrap();
+    let artifact = listed["artifacts"][0]["artifact"].as_str().unwrap().to_owned();
+    let entries = machine.good(&format!("ls -R latest tree {artifact} --json"));
+    let big = entries
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .find_map(|entry| entry["path"].as_str().filter(|path| path.ends_with("tree/big")).map(str::to_owned));
+    let line = format!("cat latest tree {artifact} {}", big.unwrap());
+    assert_eq!(machine.run(&line).stdout, noise(3_000_000));
+    let mut child = stackward(machine.0.path(), &line.split(' ').collect::<Vec<_>>()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(0), String::new()));
+}
+
+/// The first signal stops a backup cleanly: nothing is committed, and the next run succeeds.
+#[test]
+fn an_interrupted_backup_commits_nothing_and_harms_nothing() {
+    use std::io::{BufRead, BufReader};
+    let machine = Machine::backed_up();
+    // Far more than can be read before the signal comes.
+    let huge = noise(1_000_000).repeat(400);
+    std::fs::write(machine.path("tree/huge"), huge).unwrap();
+    let mut child = stackward(machine.0.path(), &["backup", "--json"]).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    assert!(line.contains("\"started\""), "{line}");
+    kill(&child, rustix::process::Signal::INT);
+    let rest: Vec<String> = stdout.lines().map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.last().unwrap().contains("interrupted; nothing was committed"), "{rest:?}");
+    std::fs::remove_file(machine.path("tree/huge")).unwrap();
+    let snapshots = |machine: &Machine| machine.good("list").lines().count() - 1;
+    assert_eq!(snapshots(&machine), 1);
+    machine.good("backup");
+    assert_eq!(snapshots(&machine), 2);
+    machine.good("verify --all");
+}
+
+/// The README's first command, whole.
+#[cfg(feature = "demo")]
+#[test]
+fn the_demo_loses_nothing_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // PostgreSQL's user must be able to enter it.
+    let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let output = stackward(folder.path(), &["demo", "--json"]).env("TMPDIR", folder.path()).output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    let result: serde_json::Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(result["differences"], 0);
+    assert!(result["compared_rows"].as_u64().unwrap() > 500_000, "PostgreSQL and SQLite took part: {result}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+}
