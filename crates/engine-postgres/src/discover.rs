@@ -45,12 +45,12 @@ fn propose(folder: &str, port: u16) -> Discovered {
     let (name, extra, shown) = if port == DEFAULT_PORT {
         ("postgres".to_owned(), String::new(), String::new())
     } else {
-        (format!("postgres-{port}"), format!("port: {port}\n"), format!(", port {port}"))
+        (format!("postgres-{port}"), format!("  port: {port}\n"), format!(", port {port}"))
     };
     Discovered {
         name,
         because: format!("a PostgreSQL server listens on {folder}{shown}"),
-        yaml: format!("socket: {folder}\n{extra}"),
+        yaml: format!("postgres:\n  socket: {folder}\n{extra}"),
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
         let names: Vec<&str> = found.iter().map(|found| found.name.as_str()).collect();
         assert_eq!(names, ["postgres", "postgres-5433"]);
         for found in &found {
-            let node = backup_core::plan::Node::from_yaml(&found.yaml).unwrap();
+            let node = backup_core::plan::Node::from_yaml(found.yaml.strip_prefix("postgres:\n").unwrap()).unwrap();
             let settings = crate::config::Settings::parse(&node, Path::new("/")).unwrap();
             assert_eq!(settings.endpoint.host, path.to_str().unwrap());
         }

@@ -17,6 +17,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "borgbackup", present: || exists("borg") },
     Package { name: "age", present: || exists("age") },
     Package { name: "zstd", present: || exists("zstd") },
+    Package { name: "jq", present: || exists("jq") },
     Package { name: "acl", present: || exists("setfacl") },
     Package { name: "attr", present: || exists("setfattr") },
     Package { name: "sqlite3", present: || exists("sqlite3") },
