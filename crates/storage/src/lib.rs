@@ -4,6 +4,7 @@
 
 pub mod keys;
 mod location;
+mod ordered;
 mod repository;
 
 use std::path::Path;
