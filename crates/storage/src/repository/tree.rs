@@ -54,13 +54,12 @@ impl RepositoryTree {
     async fn find_earlier(&mut self, entry: &TreeEntry) -> Option<ContentList> {
         let earlier = self.earlier.as_mut()?;
         while earlier.current.as_ref().is_none_or(|(current, _)| current.path < entry.path) {
-            match earlier.reader.next().await {
-                Ok(Some(next)) => earlier.current = Some(next),
+            if let Ok(Some(next)) = earlier.reader.next().await {
+                earlier.current = Some(next);
+            } else {
                 // An earlier listing that cannot be read costs a full read of the files, nothing else.
-                Ok(None) | Err(_) => {
-                    self.earlier = None;
-                    return None;
-                }
+                self.earlier = None;
+                return None;
             }
         }
         let (current, content) = earlier.current.as_ref()?;
