@@ -372,7 +372,9 @@ mod tests {
         for (spooled, data) in waiting.drain(..) {
             assert!(all(spooled) == (data, vec![]));
         }
-        assert_eq!((spool.memory.load(Ordering::Relaxed), spool.disk().used, spool.disk().end), (0, 0, 0));
+        assert_eq!(spool.memory.load(Ordering::Relaxed), 0);
+        let disk = spool.disk();
+        assert_eq!((disk.used, disk.end), (0, 0));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the temporary file has no name");
     }
 

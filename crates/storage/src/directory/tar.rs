@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_flipped_bit_in_a_header_is_found() {
         let (archive, _) = archive(&[(true, 700)]);
-        for at in 512..1024 {
+        for at in 0..512 {
             let mut bad = archive.clone();
             bad[at] ^= 1;
             assert!(read_all(&bad).is_err(), "byte {at}");

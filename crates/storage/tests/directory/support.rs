@@ -41,7 +41,7 @@ pub(crate) fn artifact(name: &str) -> ArtifactName {
 
 /// Runs a tool and returns what it wrote to both outputs; fails when it fails.
 pub(crate) async fn run(program: &str, arguments: &[&str], folder: &Path) -> String {
-    let script = r#"exec "$@" 2>&1"#;
+    let script = r#"said=$("$@" 2>&1) || { printf %s "$said" >&2; exit 1; }; printf %s "$said""#;
     let command = HostCommand::new("sh").args(["-c", script, "sh", program]).args(arguments).in_folder(folder);
     let process = LocalHost.spawn(command).await.expect("it starts");
     process.output(1_000_000).await.unwrap_or_else(|error| panic!("{program} {arguments:?}: {}", error.chain()))
@@ -114,17 +114,17 @@ pub(crate) async fn snapshot(sink: &dyn Sink) -> Result<Manifest> {
 /// Reads everything that [`snapshot`] wrote.
 pub(crate) async fn read_snapshot(sink: &dyn Sink, id: &SnapshotId) -> Result<()> {
     let reader = BackupReader::new(sink.open(id).await?, source())?;
-    assert_eq!(reader.read(&artifact("stream"), u64::MAX).await?, noise(300_000, 1));
+    assert!(reader.read(&artifact("stream"), u64::MAX).await? == noise(300_000, 1));
     let mut tree = reader.tree(&artifact("tree")).await?;
+    let mut content = Vec::new();
     while let Some(stored) = tree.next().await? {
-        let mut content = Vec::new();
         let mut pieces = stored.content.expect("only files").open().await?;
         while let Some(piece) = pieces.next().await? {
             let Piece::Data(data) = piece else { panic!("no holes") };
             content.extend_from_slice(&data);
         }
-        assert_eq!(content, noise(200_000, 2));
     }
+    assert!(content == noise(200_000, 2));
     Ok(())
 }
 
@@ -135,7 +135,11 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     while let Some(next) = folders.pop() {
         for entry in std::fs::read_dir(next).expect("it can be listed") {
             let path = entry.expect("it can be listed").path();
-            if path.is_dir() { folders.push(path) } else { found.push(path.strip_prefix(folder).expect("below").to_owned()) }
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push(path.strip_prefix(folder).expect("below").to_owned());
+            }
         }
     }
     found.sort();

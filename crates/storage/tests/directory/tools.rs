@@ -132,8 +132,7 @@ async fn gnu_tar_restores_every_kind_of_entry_as_it_was() {
     for locale in ["C", "C.UTF-8"] {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         let sink = open(&folder.path().join("sink"), CompressionConfig::Zstd).await;
-        let script =
-            ScriptedSource::new(|out| Box::pin(async move { write_tree(&out, "tree", everything()).await }));
+        let script = ScriptedSource::new(|out| Box::pin(async move { write_tree(&out, "tree", everything()).await }));
         let id = script.run_into(&*sink).await.unwrap().id;
         let archive = folder.path().join("sink").join(id.as_str()).join("test/tree.tar.zst");
         let out = folder.path().join("out");
@@ -209,8 +208,7 @@ async fn every_kind_of_entry_comes_back_whole() {
     for compression in COMPRESSIONS {
         let folder = tempfile::tempdir().unwrap();
         let sink = open(folder.path(), compression).await;
-        let script =
-            ScriptedSource::new(|out| Box::pin(async move { write_tree(&out, "tree", everything()).await }));
+        let script = ScriptedSource::new(|out| Box::pin(async move { write_tree(&out, "tree", everything()).await }));
         let id = script.run_into(&*sink).await.unwrap().id;
         let reader = backup_core::BackupReader::new(sink.open(&id).await.unwrap(), super::support::source()).unwrap();
         let mut tree = reader.tree(&artifact("tree")).await.unwrap();
