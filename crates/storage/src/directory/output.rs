@@ -44,7 +44,8 @@ pub(super) struct Written {
 /// A file that is being written.
 pub(super) struct Output {
     jobs: mpsc::Sender<Job>,
-    done: oneshot::Receiver<Result<Written>>,
+    /// Taken when the thread's end was learned.
+    done: Option<oneshot::Receiver<Result<Written>>>,
 }
 
 impl Output {
@@ -64,7 +65,7 @@ impl Output {
             .name("directory".to_owned())
             .spawn(work)
             .map_err(|source| Error::from_io("cannot start a thread", source))?;
-        Ok(Self { jobs, done })
+        Ok(Self { jobs, done: Some(done) })
     }
 
     /// Hands a job over; waits when the thread is behind.
@@ -72,16 +73,22 @@ impl Output {
         if self.jobs.send(job).await.is_ok() {
             return Ok(());
         }
-        match (&mut self.done).await {
-            Ok(Err(error)) => Err(error),
-            _ => Err(stopped()),
+        match self.end().await {
+            Err(error) => Err(error),
+            Ok(_) => Err(stopped()),
         }
     }
 
     /// Ends the artifact, once it is on disk.
     pub(super) async fn finish(mut self) -> Result<Written> {
         self.send(Job::End).await?;
-        self.done.await.map_err(|_| stopped())?
+        self.end().await
+    }
+
+    /// Waits for the thread.
+    async fn end(&mut self) -> Result<Written> {
+        let done = self.done.take().ok_or_else(stopped)?;
+        done.await.map_err(|_| stopped())?
     }
 }
 

@@ -100,11 +100,16 @@ impl<R: Read> TarReader<R> {
             return self.discard(padding as u64);
         };
         let mut at = 0;
-        for (start, length) in self.map(&mut stored)? {
+        let map = self.map(&mut stored)?;
+        let whole = stored % BLOCK as u64;
+        for (start, length) in map {
             let end = start.checked_add(length).filter(|end| *end <= size && start >= at);
             let Some(end) = end.filter(|_| length <= stored) else {
                 return Err(damaged("the map of a sparse file is out of order"));
             };
+            if length > 0 && stored % BLOCK as u64 != whole {
+                return Err(damaged("a stretch of a sparse file begins within a block"));
+            }
             hole(to, start - at)?;
             self.data(to, length)?;
             stored -= length;

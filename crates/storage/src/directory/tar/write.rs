@@ -3,6 +3,7 @@
 //! Invariant: what fits a ustar header is there; what does not is in pax records that GNU tar knows, so that it
 //! extracts in silence what we wrote.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 
 use backup_core::tree::{EntryKind, FileIdentity, TreeEntry};
@@ -26,11 +27,8 @@ pub(in crate::directory) fn put_entry(
     entry: &TreeEntry,
     content: Option<&Spooled>,
 ) -> io::Result<()> {
-    let map = content.filter(|content| has_holes(content)).map(|content| sparse_map(content, entry.size()));
-    let size = match (&map, content) {
-        (Some(map), Some(content)) => map.len() as u64 + data_bytes(content),
-        _ => entry.size(),
-    };
+    let map = content.filter(|content| has_holes(content)).map(|content| SparseMap::of(content, entry.size()));
+    let size = map.as_ref().map_or(entry.size(), |map| map.text.len() as u64 + map.data);
     let mut member = Member { header: Header::new_ustar(), records: Vec::new() };
     member.describe(entry, map.is_some())?;
     member.owner_and_time(entry);
@@ -38,8 +36,15 @@ pub(in crate::directory) fn put_entry(
     member.attributes(entry);
     member.write(out)?;
     let Some(content) = content else { return Ok(()) };
-    out.write_all(&map.unwrap_or_default())?;
-    content.copy_data(out)?;
+    match map {
+        None => content.copy_data(out)?,
+        Some(map) => {
+            out.write_all(&map.text)?;
+            let mut filler = Filler { to: &mut *out, at: 0, fills: map.fills.into() };
+            content.copy_data(&mut filler)?;
+            filler.fill()?;
+        }
+    }
     out.write_all(&[0; BLOCK][..padding(size)])
 }
 
@@ -52,39 +57,85 @@ fn has_holes(content: &Spooled) -> bool {
     content.segments().iter().any(|segment| matches!(segment, Segment::Hole(_)))
 }
 
-fn data_bytes(content: &Spooled) -> u64 {
-    let lengths = content.segments().iter().map(|segment| match segment {
-        Segment::Data(length) => *length,
-        Segment::Hole(_) => 0,
-    });
-    lengths.sum()
-}
-
 /// GNU sparse format 1.0: the number of stretches of data, then the offset and the length of each, one number per
 /// line, filled up with zero bytes to a whole block. A file that ends in a hole ends with an empty stretch.
 /// (GNU tar manual, "Storing Sparse Files", "PAX Format, Version 1.0".)
-fn sparse_map(content: &Spooled, size: u64) -> Vec<u8> {
-    let mut stretches = Vec::new();
-    let mut at = 0;
-    for segment in content.segments() {
-        match segment {
-            Segment::Data(length) => {
-                stretches.push((at, *length));
-                at += length;
+///
+/// GNU tar reads every stretch from the beginning of a block, and skips nothing between them: stretches that are
+/// no whole blocks take zero bytes from the hole after them.
+struct SparseMap {
+    text: Vec<u8>,
+    /// The lengths of all stretches.
+    data: u64,
+    /// After so many bytes of the content's data come so many zero bytes.
+    fills: Vec<(u64, u64)>,
+}
+
+impl SparseMap {
+    fn of(content: &Spooled, size: u64) -> Self {
+        let mut stretches: Vec<(u64, u64)> = Vec::new();
+        let mut fills = Vec::new();
+        let (mut at, mut data) = (0, 0);
+        for segment in content.segments() {
+            match (segment, stretches.last_mut()) {
+                (Segment::Data(length), Some((start, last))) if *start + *last == at => *last += length,
+                (Segment::Data(length), _) => stretches.push((at, *length)),
+                (Segment::Hole(length), Some((_, last))) => {
+                    let fill = (padding(*last) as u64).min(*length);
+                    if fill > 0 {
+                        *last += fill;
+                        fills.push((data, fill));
+                    }
+                }
+                (Segment::Hole(_), None) => {}
             }
-            Segment::Hole(length) => at += length,
+            match segment {
+                Segment::Data(length) => (at, data) = (at + length, data + length),
+                Segment::Hole(length) => at += length,
+            }
         }
+        if stretches.last().is_none_or(|(start, length)| start + length < size) {
+            stretches.push((size, 0));
+        }
+        let mut text = format!("{}\n", stretches.len());
+        for (at, length) in &stretches {
+            text.push_str(&format!("{at}\n{length}\n"));
+        }
+        let mut text = text.into_bytes();
+        text.resize(text.len() + padding(text.len() as u64), 0);
+        Self { text, data: stretches.iter().map(|(_, length)| length).sum(), fills }
     }
-    if matches!(content.segments().last(), Some(Segment::Hole(_))) {
-        stretches.push((size, 0));
+}
+
+/// Puts zero bytes between the data that it is given.
+struct Filler<'a, W> {
+    to: &'a mut W,
+    at: u64,
+    fills: VecDeque<(u64, u64)>,
+}
+
+impl<W: Write> Filler<'_, W> {
+    /// Writes the zero bytes that belong here.
+    fn fill(&mut self) -> io::Result<()> {
+        while let Some((_, zeros)) = self.fills.pop_front_if(|(at, _)| *at == self.at) {
+            self.to.write_all(&[0; BLOCK][..zeros as usize])?;
+        }
+        Ok(())
     }
-    let mut map = format!("{}\n", stretches.len());
-    for (at, length) in stretches {
-        map.push_str(&format!("{at}\n{length}\n"));
+}
+
+impl<W: Write> Write for Filler<'_, W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.fill()?;
+        let most = self.fills.front().map_or(data.len() as u64, |(at, _)| at - self.at);
+        let count = self.to.write(&data[..data.len().min(most as usize)])?;
+        self.at += count as u64;
+        Ok(count)
     }
-    let mut map = map.into_bytes();
-    map.resize(map.len() + padding(map.len() as u64), 0);
-    map
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
 }
 
 /// A member of an archive while its header is made.
