@@ -209,9 +209,13 @@ fn read_stream(input: Input, to: &Handover<Bytes>) -> Result<()> {
 
 fn read_tree(input: Input, to: &Handover<(TreeEntry, Option<Spooled>)>) -> Result<()> {
     let Input { decoder, place, expected } = input;
-    let at =
-        |error: Error| if error.kind() == ErrorKind::NoSpace { error } else { error.with("path", place.display()) };
-    let spool = Spool::new(&temporary_folder());
+    let folder = temporary_folder();
+    let at = |error: Error| match error.kind() {
+        // Only the temporary file is written to.
+        ErrorKind::NoSpace => error.with("folder", folder.display()).hint("free some space there, or set TMPDIR"),
+        _ => error.with("path", place.display()),
+    };
+    let spool = Spool::new(&folder);
     let mut reader = TarReader::new(decoder);
     while let Some(entry) = reader.next().map_err(at)? {
         let content = if matches!(entry.kind, EntryKind::File { .. }) {

@@ -23,18 +23,28 @@ async fn damage(sink: &dyn Sink, depth: CheckDepth, manifest: &Manifest) -> Vec<
     sink.check(&cx(), depth, std::slice::from_ref(&manifest.id)).await.expect("it can be checked").damage
 }
 
-/// The ways in which a file of this length can be hurt.
-fn injuries(length: usize) -> Vec<(String, Box<dyn Fn(&mut Vec<u8>)>)> {
-    let flips = [0, 1, 9, length / 3, length / 2, length - 2, length - 1].map(|at| {
-        let flip: Box<dyn Fn(&mut Vec<u8>)> = Box::new(move |bytes| bytes[at] ^= 1);
-        (format!("byte {at} flipped"), flip)
-    });
-    let cuts = [0, 1, length / 2, length - 1].map(|to| {
-        let cut: Box<dyn Fn(&mut Vec<u8>)> = Box::new(move |bytes| bytes.truncate(to));
-        (format!("cut to {to}"), cut)
-    });
-    let longer: Box<dyn Fn(&mut Vec<u8>)> = Box::new(|bytes| bytes.push(0));
-    flips.into_iter().chain(cuts).chain([("a byte appended".to_owned(), longer)]).collect()
+/// A way in which a file can be hurt.
+#[derive(Debug, Clone, Copy)]
+enum Injury {
+    FlipByte(usize),
+    CutTo(usize),
+    Append,
+}
+
+impl Injury {
+    fn all(length: usize) -> impl Iterator<Item = Self> {
+        let flips = [0, 1, 9, length / 3, length / 2, length - 2, length - 1].map(Self::FlipByte);
+        flips.into_iter().chain([0, 1, length / 2, length - 1].map(Self::CutTo)).chain([Self::Append])
+    }
+
+    fn hurt(self, mut bytes: Vec<u8>) -> Vec<u8> {
+        match self {
+            Self::FlipByte(at) => bytes[at] ^= 1,
+            Self::CutTo(length) => bytes.truncate(length),
+            Self::Append => bytes.push(0),
+        }
+        bytes
+    }
 }
 
 #[tokio::test]
@@ -45,11 +55,9 @@ async fn every_injury_of_every_file_is_found_by_the_check_and_by_reading() {
         for name in files(&folder) {
             let path = folder.join(&name);
             let whole = std::fs::read(&path).unwrap();
-            for (what, injure) in injuries(whole.len()) {
-                let what = format!("{compression:?} {}: {what}", name.display());
-                let mut hurt = whole.clone();
-                injure(&mut hurt);
-                std::fs::write(&path, &hurt).unwrap();
+            for injury in Injury::all(whole.len()) {
+                let what = format!("{compression:?} {}: {injury:?}", name.display());
+                std::fs::write(&path, injury.hurt(whole.clone())).unwrap();
                 let found = damage(&*sink, CheckDepth::Data, &manifest).await;
                 assert!(!found.is_empty(), "{what}");
                 assert!(
@@ -141,7 +149,7 @@ async fn what_is_not_ours_is_noted() {
 /// A member of an archive that no backup writes.
 fn member(name: &str, kind: tar::EntryType, link: &str) -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
-    let ustar = header.as_ustar_mut().unwrap();
+    let ustar = header.as_ustar_mut().expect("it is of that format");
     ustar.name[..name.len()].copy_from_slice(name.as_bytes());
     ustar.linkname[..link.len()].copy_from_slice(link.as_bytes());
     header.set_entry_type(kind);

@@ -164,7 +164,7 @@ fn same(out: &Path, entry: &TreeEntry, content: &[Piece]) {
     let path = if entry.path.is_root() { out.to_owned() } else { out.join(entry.path.as_path()) };
     let found = std::fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", entry.path));
     if let EntryKind::Hardlink { target } = &entry.kind {
-        let target = std::fs::symlink_metadata(out.join(target.as_path())).unwrap();
+        let target = std::fs::symlink_metadata(out.join(target.as_path())).expect("tar restored it");
         assert_eq!((found.ino(), found.nlink()), (target.ino(), 2), "{}", entry.path);
         return;
     }
@@ -172,7 +172,10 @@ fn same(out: &Path, entry: &TreeEntry, content: &[Piece]) {
     let modified = FileTime { seconds: found.mtime(), nanos: found.mtime_nsec() as u32 };
     assert_eq!(modified, entry.modified, "{}", entry.path);
     if let EntryKind::Symlink { target } = &entry.kind {
-        assert_eq!(std::fs::read_link(&path).unwrap(), PathBuf::from(std::ffi::OsString::from_vec(target.clone())));
+        assert_eq!(
+            std::fs::read_link(&path).expect("tar restored it"),
+            PathBuf::from(std::ffi::OsString::from_vec(target.clone()))
+        );
         return;
     }
     assert_eq!(found.permissions().mode() & 0o7777, entry.mode, "{}", entry.path);
@@ -185,7 +188,7 @@ fn same(out: &Path, entry: &TreeEntry, content: &[Piece]) {
         }
         EntryKind::File { size } => {
             assert_eq!(found.len(), *size, "{}", entry.path);
-            assert!(std::fs::read(&path).unwrap() == bytes(content), "{}", entry.path);
+            assert!(std::fs::read(&path).expect("tar restored it") == bytes(content), "{}", entry.path);
             let data = *size - holes(content).iter().sum::<u64>();
             if data < *size {
                 assert!(found.blocks() * 512 < data + 64 * 1024, "{} has no holes", entry.path);
@@ -195,7 +198,7 @@ fn same(out: &Path, entry: &TreeEntry, content: &[Piece]) {
     }
     for (name, value) in &entry.xattrs {
         let mut buffer = vec![0; 65_536];
-        let name = std::ffi::CString::new(name.clone()).unwrap();
+        let name = std::ffi::CString::new(name.clone()).expect("no zero bytes");
         let length = rustix::fs::lgetxattr(&path, &name, &mut buffer)
             .unwrap_or_else(|error| panic!("{} {name:?}: {error}", entry.path));
         assert!(buffer[..length] == *value, "{} {name:?}", entry.path);
