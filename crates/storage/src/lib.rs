@@ -2,8 +2,10 @@
 //!
 //! [`open`] turns a plan's sink into a [`Sink`]; [`Repository`] and its format are described in `docs/format.md`.
 
+mod directory;
 pub mod keys;
 mod location;
+mod ordered;
 mod repository;
 
 use std::path::Path;
@@ -13,36 +15,33 @@ use backup_core::error::Result;
 use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::Sink;
 
+pub use directory::Directory;
 pub use keys::Unlock;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
 
 /// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.
 ///
 /// # Errors
-/// See [`Repository::create`].
+/// See [`Repository::create`] and [`Directory::create`].
 pub async fn create(sink: &SinkConfig, folder: &Path) -> Result<Created> {
     match sink {
         SinkConfig::Repository(config) => {
             let location = location::resolve(&config.url, folder, location::Missing::Create)?;
             Repository::create(location.store, &location.describe, &options(config, folder)?).await
         }
-        SinkConfig::Directory(_) => todo_directory(),
+        SinkConfig::Directory(config) => Directory::create(config, folder).await,
     }
 }
 
 /// Opens the place that the plan names. `folder` is where relative paths start.
 ///
 /// # Errors
-/// See [`Repository::open`].
+/// See [`Repository::open`] and [`Directory::open`].
 pub async fn open(sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>> {
     match sink {
         SinkConfig::Repository(config) => Ok(Arc::new(open_repository(config, folder, unlock).await?)),
-        SinkConfig::Directory(_) => todo_directory(),
+        SinkConfig::Directory(config) => Ok(Arc::new(Directory::open(config, folder).await?)),
     }
-}
-
-fn todo_directory<T>() -> Result<T> {
-    Err(backup_core::Error::new(backup_core::ErrorKind::Unsupported, "plain directories are not in this version"))
 }
 
 /// Opens a repository, to manage its recipients.

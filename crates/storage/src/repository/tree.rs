@@ -2,15 +2,13 @@
 //!
 //! Invariant: the listing holds only files whose content is complete; one that was dropped fails the tree.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::error::Result;
 use backup_core::sink::{ChunkHint, FileSink, Stored, TreeSink};
 use backup_core::tree::{TreeEntry, TreePath};
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Notify;
 
 use super::chunker::Cut;
 use super::content::ContentList;
@@ -19,54 +17,20 @@ use super::pack::Class;
 use super::pipeline::{Pipeline, Tally};
 use super::read::ListingReader;
 use super::stream::ChunkWriter;
+use crate::ordered::{Ordered, Place};
 
-/// So many entries may wait behind a file that is still being read.
-const MAX_WAITING: usize = 4096;
 /// Records are handed to the chunker in batches of about this size.
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// The place of a file in the listing.
-#[derive(Debug)]
-enum Slot {
-    Pending,
-    Filled(Box<TreeEntry>, ContentList),
-    Abandoned,
-    Dropped,
-}
-
-#[derive(Debug)]
-struct Place {
-    slot: Mutex<Slot>,
-    filled: Notify,
-}
-
-impl Place {
-    fn fill(&self, slot: Slot) {
-        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = slot;
-        self.filled.notify_one();
-    }
-
-    fn take(&self) -> Option<Slot> {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        match *slot {
-            Slot::Pending => None,
-            _ => Some(std::mem::replace(&mut *slot, Slot::Pending)),
-        }
-    }
-}
-
-/// An entry that waits for its turn.
-enum Waiting {
-    Ready(Box<TreeEntry>, ContentList),
-    File(TreePath, Arc<Place>),
-}
+/// An entry, and where its content is.
+type Listed = (Box<TreeEntry>, ContentList);
 
 /// A tree artifact in a repository.
 pub(super) struct RepositoryTree {
     pipeline: Arc<Pipeline>,
     tally: Arc<Tally>,
     listing: ChunkWriter,
-    waiting: VecDeque<Waiting>,
+    order: Ordered<Listed>,
     batch: BytesMut,
     bytes: u64,
     earlier: Option<Earlier>,
@@ -83,19 +47,20 @@ impl RepositoryTree {
         let tally = Arc::<Tally>::default();
         let listing = ChunkWriter::new(Arc::clone(&pipeline), Arc::clone(&tally), Class::Meta, Cut::Listing);
         let earlier = earlier.map(|reader| Earlier { reader, current: None });
-        Self { pipeline, tally, listing, waiting: VecDeque::new(), batch: BytesMut::new(), bytes: 0, earlier }
+        Self { pipeline, tally, listing, order: Ordered::new(), batch: BytesMut::new(), bytes: 0, earlier }
     }
 
     /// The content that an earlier snapshot has for this very file.
     async fn find_earlier(&mut self, entry: &TreeEntry) -> Option<ContentList> {
         let earlier = self.earlier.as_mut()?;
         while earlier.current.as_ref().is_none_or(|(current, _)| current.path < entry.path) {
-            // An earlier listing that cannot be read costs a full read of the files, nothing else.
-            let Ok(Some(next)) = earlier.reader.next().await else {
+            if let Ok(Some(next)) = earlier.reader.next().await {
+                earlier.current = Some(next);
+            } else {
+                // An earlier listing that cannot be read costs a full read of the files, nothing else.
                 self.earlier = None;
                 return None;
-            };
-            earlier.current = Some(next);
+            }
         }
         let (current, content) = earlier.current.as_ref()?;
         if !entry.same_file(current) {
@@ -106,12 +71,11 @@ impl RepositoryTree {
         whole.then(|| content.clone())
     }
 
-    async fn wait(&mut self, waiting: Waiting) -> Result<()> {
-        self.waiting.push_back(waiting);
+    /// Makes room for what waits, by writing what is complete.
+    async fn settle(&mut self) -> Result<()> {
         self.advance().await?;
-        while self.waiting.len() >= MAX_WAITING {
-            let Some(Waiting::File(_, place)) = self.waiting.front() else { break };
-            Arc::clone(place).filled.notified().await;
+        while self.order.is_full() {
+            self.order.first_filled().await;
             self.advance().await?;
         }
         Ok(())
@@ -119,27 +83,8 @@ impl RepositoryTree {
 
     /// Writes the records of all entries at the front that are complete.
     async fn advance(&mut self) -> Result<()> {
-        while let Some(front) = self.waiting.front() {
-            let slot = match front {
-                Waiting::Ready(..) => None,
-                Waiting::File(_, place) => match place.take() {
-                    Some(slot) => Some(slot),
-                    None => break,
-                },
-            };
-            let Some(front) = self.waiting.pop_front() else { break };
-            match (front, slot) {
-                (Waiting::Ready(entry, content), _) | (_, Some(Slot::Filled(entry, content))) => {
-                    self.record(&entry, &content).await?;
-                }
-                (_, Some(Slot::Abandoned)) => {}
-                (Waiting::File(path, _), _) => {
-                    return Err(Error::new(
-                        ErrorKind::Incomplete,
-                        format!("the file `{path}` was not read to its end"),
-                    ));
-                }
-            }
+        while let Some((entry, content)) = self.order.next_ready()? {
+            self.record(&entry, &content).await?;
         }
         Ok(())
     }
@@ -160,28 +105,28 @@ impl RepositoryTree {
 #[async_trait]
 impl TreeSink for RepositoryTree {
     async fn entry(&mut self, entry: TreeEntry) -> Result<()> {
-        self.wait(Waiting::Ready(Box::new(entry), ContentList::default())).await
+        self.order.push((Box::new(entry), ContentList::default()));
+        self.settle().await
     }
 
     async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool> {
         let Some(content) = self.find_earlier(entry).await else { return Ok(false) };
-        self.wait(Waiting::Ready(Box::new(entry.clone()), content)).await?;
+        self.order.push((Box::new(entry.clone()), content));
+        self.settle().await?;
         Ok(true)
     }
 
     async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<Box<dyn FileSink>> {
-        let place = Arc::new(Place { slot: Mutex::new(Slot::Pending), filled: Notify::new() });
-        self.wait(Waiting::File(path, Arc::clone(&place))).await?;
+        let place = self.order.reserve(path);
+        self.settle().await?;
         let cut = Cut::of_file(hint);
         let (pipeline, tally) = (Arc::clone(&self.pipeline), Arc::clone(&self.tally));
-        Ok(Box::new(RepositoryFile { pipeline, tally, cut, writer: None, place: Some(place) }))
+        Ok(Box::new(RepositoryFile { pipeline, tally, cut, writer: None, place }))
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Stored> {
         self.advance().await?;
-        if let Some(Waiting::File(path, _)) = self.waiting.front() {
-            return Err(Error::new(ErrorKind::Incomplete, format!("the file `{path}` was left unfinished")));
-        }
+        self.order.finish()?;
         let Self { mut listing, batch, tally, bytes, .. } = *self;
         listing.write(batch.freeze()).await?;
         let content = listing.finish().await?;
@@ -196,7 +141,7 @@ struct RepositoryFile {
     tally: Arc<Tally>,
     cut: Cut,
     writer: Option<ChunkWriter>,
-    place: Option<Arc<Place>>,
+    place: Place<Listed>,
 }
 
 impl RepositoryFile {
@@ -204,18 +149,6 @@ impl RepositoryFile {
         let (pipeline, tally, cut) = (&self.pipeline, &self.tally, self.cut);
         self.writer
             .get_or_insert_with(|| ChunkWriter::new(Arc::clone(pipeline), Arc::clone(tally), Class::Content, cut))
-    }
-
-    fn fill(&mut self, slot: Slot) {
-        if let Some(place) = self.place.take() {
-            place.fill(slot);
-        }
-    }
-}
-
-impl Drop for RepositoryFile {
-    fn drop(&mut self) {
-        self.fill(Slot::Dropped);
     }
 }
 
@@ -239,12 +172,12 @@ impl FileSink for RepositoryFile {
             Some(writer) => writer.finish().await?,
             None => ContentList::default(),
         };
-        self.fill(Slot::Filled(Box::new(entry), content));
+        self.place.fill((Box::new(entry), content));
         Ok(())
     }
 
     async fn abandon(mut self: Box<Self>) -> Result<()> {
-        self.fill(Slot::Abandoned);
+        self.place.abandon();
         Ok(())
     }
 }
