@@ -197,7 +197,9 @@ async fn a_large_dump_is_loaded_by_several_jobs() {
 async fn tablespaces_are_made_when_their_folder_is_there() {
     let source = PrivatePostgres::start();
     let location = source.socket_folder().join("fast");
-    let make = || source.sql("postgres", &format!("COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; mkdir -p {}'", location.display()));
+    let make = || {
+        source.sql("postgres", &format!("COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; mkdir -p {}'", location.display()))
+    };
     make();
     source.sql("postgres", &format!("CREATE TABLESPACE \"fast disk\" LOCATION '{}'", location.display()));
     source.sql("postgres", &format!("CREATE DATABASE {} TABLESPACE \"fast disk\"", quoted("on fast")));
@@ -213,7 +215,8 @@ async fn tablespaces_are_made_when_their_folder_is_there() {
         source.sql("postgres", "DROP DATABASE IF EXISTS \"on fast\"");
         source.sql("postgres", "DROP TABLESPACE IF EXISTS \"fast disk\"");
         if !there {
-            source.sql("postgres", &format!("COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; rm -r {}'", location.display()));
+            source
+                .sql("postgres", &format!("COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; rm -r {}'", location.display()));
         }
         let report = restore(&engine(&target, ""), &saved.reader().await, &RestoreTarget::default()).await.unwrap();
         assert_eq!(target.sql("other", tablespace), expected);
