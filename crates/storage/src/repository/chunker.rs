@@ -17,7 +17,7 @@ struct Sizes {
     max: usize,
 }
 
-const LARGE: Sizes = Sizes { min: 256 * KIB, average: MIB, max: 4 * MIB };
+const LARGE: Sizes = Sizes { min: 256 * KIB, average: MIB, max: 2 * MIB };
 const MEDIUM: Sizes = Sizes { min: 64 * KIB, average: 256 * KIB, max: MIB };
 const SMALL: Sizes = Sizes { min: 16 * KIB, average: 64 * KIB, max: 256 * KIB };
 /// Listings change in a few places: small chunks keep what a run adds small.
@@ -31,8 +31,8 @@ const MEDIUM_UNTIL: u64 = 64 * MIB as u64;
 /// The chunk of a database file: several pages, aligned, so that a changed page changes one chunk.
 const PAGES_CHUNK: usize = 64 * KIB;
 
-/// No chunk is larger than this.
-pub(super) const MAX_CHUNK: usize = LARGE.max;
+/// No chunk is larger than this, by the format; we cut at half of it, because what waits for a worker costs memory.
+pub(super) const MAX_CHUNK: usize = 4 * MIB;
 
 /// What is being cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use super::pack::{Class, PackBuilder, PackInfo};
 use super::store::Store;
 
 /// Chunks that wait for a worker hold at most this much memory.
-const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 /// The unit in which queued bytes are counted.
 const PERMIT_BYTES: usize = 1024;
 /// Packs that are being written at the same time.
