@@ -323,10 +323,11 @@ fn pack_one(
     let mut building = lock(&shared.building[job.class as usize]);
     building.push(job.id, job.data.len() as u32, frame);
     if building.is_full() {
-        let full = std::mem::replace(&mut *building, PackBuilder::new(shared.session, job.class));
-        drop(building);
+        // Waiting with the pack in its place makes the other workers wait too: a slow store must not pile up packs.
         let permit =
             shared.runtime.block_on(Arc::clone(&shared.uploads).acquire_owned()).map_err(|_| shared.stopped())?;
+        let full = std::mem::replace(&mut *building, PackBuilder::new(shared.session, job.class));
+        drop(building);
         let shared = Arc::clone(shared);
         let runtime = shared.runtime.clone();
         runtime.spawn(async move { upload(&shared, full, permit).await });
