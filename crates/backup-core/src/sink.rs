@@ -59,6 +59,15 @@ pub struct SnapshotSummary {
     pub failed: Vec<SourceName>,
 }
 
+/// A snapshot that is there and cannot be listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadableSnapshot {
+    /// Its id, which its name gives away.
+    pub id: SnapshotId,
+    /// What is wrong, as one line.
+    pub problem: String,
+}
+
 impl SnapshotSummary {
     /// The summary of a manifest.
     #[must_use]
@@ -132,11 +141,17 @@ pub trait Sink: Debug + Send + Sync + 'static {
     /// Begins a snapshot.
     async fn begin(&self, header: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>>;
 
-    /// Lists snapshots, oldest first.
+    /// Lists snapshots, oldest first. Those that are damaged are left out: [`Sink::unreadable`] names them.
     ///
     /// # Errors
-    /// A listing that fails is an error, never an empty list.
+    /// A listing that fails is an error, never an empty list; so is one in which nothing but damage was found.
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>>;
+
+    /// The snapshots that are there and cannot be listed, of whatever plan.
+    ///
+    /// # Errors
+    /// As [`Sink::snapshots`].
+    async fn unreadable(&self) -> Result<Vec<UnreadableSnapshot>>;
 
     /// Reads a snapshot's manifest. On a writing host without a private key a sink may still be able to.
     ///

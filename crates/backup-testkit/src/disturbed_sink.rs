@@ -12,6 +12,7 @@ use backup_core::manifest::{ArtifactRecord, Manifest};
 use backup_core::sink::{
     CheckDepth, CheckReport, ChunkHint, EntryReader, FileContent, FileSink, Piece, PieceReader, Sink, SnapshotFilter,
     SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter, Stored, StoredEntry, StreamSink, TreeSink,
+    UnreadableSnapshot,
 };
 use backup_core::tree::{TreeEntry, TreePath};
 use backup_core::{ArtifactName, RunContext, SnapshotId, SourceName};
@@ -113,6 +114,10 @@ impl Sink for DisturbedSink {
 
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {
         self.inner.snapshots(filter).await
+    }
+
+    async fn unreadable(&self) -> Result<Vec<UnreadableSnapshot>> {
+        self.inner.unreadable().await
     }
 
     async fn manifest(&self, id: &SnapshotId) -> Result<Manifest> {

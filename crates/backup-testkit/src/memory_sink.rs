@@ -11,6 +11,7 @@ use backup_core::manifest::{ArtifactRecord, Content, Manifest};
 use backup_core::sink::{
     CheckDepth, CheckReport, ChunkHint, EntryReader, FileContent, FileSink, Piece, PieceReader, Sink, SnapshotFilter,
     SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter, Stored, StoredEntry, StreamSink, TreeSink,
+    UnreadableSnapshot,
 };
 use backup_core::tree::{TreeEntry, TreePath};
 use backup_core::{ArtifactName, RunContext, SnapshotId, SourceName};
@@ -54,6 +55,10 @@ impl Sink for MemorySink {
         // Ids sort by the second only.
         summaries.sort_by_key(|summary| summary.started);
         Ok(summaries)
+    }
+
+    async fn unreadable(&self) -> Result<Vec<UnreadableSnapshot>> {
+        Ok(Vec::new())
     }
 
     async fn manifest(&self, id: &SnapshotId) -> Result<Manifest> {

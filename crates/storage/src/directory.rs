@@ -24,9 +24,12 @@ use backup_core::manifest::{self, Manifest};
 use backup_core::plan::DirectoryConfig;
 use backup_core::sink::{
     CheckDepth, CheckReport, Sink, SnapshotFilter, SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter,
+    UnreadableSnapshot,
 };
 use backup_core::{RunContext, SnapshotId};
 use sha2::{Digest, Sha256};
+
+use crate::summaries::Summaries;
 
 use crate::repository::Created;
 use compression::Compression;
@@ -83,6 +86,15 @@ impl Directory {
             Err(source) => Err(Error::io("cannot open the directory", &path, source)),
         })
         .await
+    }
+
+    fn summaries(&self) -> Result<Summaries> {
+        let mut summaries = Summaries::default();
+        for id in self.ids()? {
+            let read = self.load(&id).map(|reader| SnapshotSummary::of(&reader.manifest));
+            summaries.add(id, read)?;
+        }
+        Ok(summaries)
     }
 
     /// The ids of all finished snapshots, damaged or not, oldest first. Blocks.
@@ -164,30 +176,13 @@ impl Sink for Directory {
     /// A snapshot whose manifest is damaged does not hide the others: it is left out here, and reported by
     /// [`Sink::check`]. When nothing else is there, the damage is the error.
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {
-        let (directory, filter) = (self.clone(), filter.clone());
-        blocking(move || {
-            let mut manifests = Vec::new();
-            let mut damage = None;
-            for id in directory.ids()? {
-                match directory.load(&id) {
-                    Ok(reader) => manifests.push(reader.manifest),
-                    // Removed in this very moment.
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
-                        damage = Some(error);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            if let (true, Some(error)) = (manifests.is_empty(), damage) {
-                return Err(error);
-            }
-            let wanted = |manifest: &&Manifest| filter.plan.as_ref().is_none_or(|plan| *plan == manifest.plan);
-            let mut summaries: Vec<_> = manifests.iter().filter(wanted).map(SnapshotSummary::of).collect();
-            summaries.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
-            Ok(summaries)
-        })
-        .await
+        let directory = self.clone();
+        blocking(move || directory.summaries()).await?.listed(filter)
+    }
+
+    async fn unreadable(&self) -> Result<Vec<UnreadableSnapshot>> {
+        let directory = self.clone();
+        Ok(blocking(move || directory.summaries()).await?.unreadable())
     }
 
     async fn manifest(&self, id: &SnapshotId) -> Result<Manifest> {

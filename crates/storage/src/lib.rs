@@ -7,6 +7,7 @@ pub mod keys;
 mod location;
 mod ordered;
 mod repository;
+mod summaries;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -34,11 +34,13 @@ use backup_core::manifest::{ArtifactRecord, Manifest};
 use backup_core::plan::EncryptionConfig;
 use backup_core::sink::{
     CheckDepth, CheckReport, EntryReader, PieceReader, Sink, SnapshotFilter, SnapshotHeader, SnapshotReader,
-    SnapshotSummary, SnapshotWriter,
+    SnapshotSummary, SnapshotWriter, UnreadableSnapshot,
 };
 use backup_core::{RunContext, SnapshotId, SourceName};
+use futures::StreamExt;
 use tokio::sync::Mutex;
 
+use crate::summaries::Summaries;
 pub use config::RecipientInfo;
 use config::{Config, WriterKey};
 use content::ContentList;
@@ -137,6 +139,20 @@ impl Repository {
         manifests
     }
 
+    async fn summaries(&self) -> Result<Summaries> {
+        let mut objects = futures::stream::iter(self.snapshot_ids().await?)
+            .map(|id| async move {
+                let object = self.snapshot_object(&id).await;
+                (id, object)
+            })
+            .buffer_unordered(load::PARALLEL);
+        let mut summaries = Summaries::default();
+        while let Some((id, object)) = objects.next().await {
+            summaries.add(id, object.map(|object| object.summary.summary()))?;
+        }
+        Ok(summaries)
+    }
+
     async fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         let objects = self.store.list(layout::SNAPSHOTS).await?;
         // Other names are not ours: a temporary file of another tool, say.
@@ -157,15 +173,11 @@ impl Sink for Repository {
     }
 
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {
-        let mut summaries = Vec::new();
-        for id in self.snapshot_ids().await? {
-            let object = self.snapshot_object(&id).await?;
-            if filter.plan.as_ref().is_none_or(|plan| *plan == object.summary.plan) {
-                summaries.push(object.summary.summary());
-            }
-        }
-        summaries.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
-        Ok(summaries)
+        self.summaries().await?.listed(filter)
+    }
+
+    async fn unreadable(&self) -> Result<Vec<UnreadableSnapshot>> {
+        Ok(self.summaries().await?.unreadable())
     }
 
     async fn manifest(&self, id: &SnapshotId) -> Result<Manifest> {

@@ -6,7 +6,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use backup_core::sink::{CheckDepth, CheckReport, Sink};
+use backup_core::sink::{CheckDepth, CheckReport, Sink, SnapshotFilter};
 use backup_core::{ErrorKind, RunContext, SnapshotId};
 use backup_testkit::noise;
 use storage::{Repository, Unlock};
@@ -162,6 +162,23 @@ async fn a_lost_pack_hurts_what_the_report_says_and_nothing_else() {
         std::fs::write(&pack, good).unwrap();
     }
     assert!(hurt_tree > 0 && hurt_db > 0, "{hurt_tree} packs hurt the tree, {hurt_db} the stream");
+}
+
+/// A damaged snapshot hides no other one, and is not hidden itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_is_named_and_the_others_are_listed() {
+    let Damaged { place, first, second } = two_snapshots().await;
+    harm(&place.data().join("snapshots").join(first.as_str()), Harm::Flip(500));
+    let repository = place.open(&place.reading()).await.unwrap();
+    let listed = repository.snapshots(&SnapshotFilter::default()).await.unwrap();
+    assert_eq!(listed.iter().map(|summary| &summary.id).collect::<Vec<_>>(), [&second]);
+    assert_eq!(repository.unreadable().await.unwrap().iter().map(|one| &one.id).collect::<Vec<_>>(), [&first]);
+    let report = check(&repository, &[second.clone()]).await;
+    assert!(report.damage.iter().any(|damage| damage.object.ends_with(first.as_str())), "{:?}", report.damage);
+    assert_eq!(read_stream(&repository, &second, "db").await.unwrap(), noise(STREAM, 1));
+    harm(&place.data().join("snapshots").join(second.as_str()), Harm::Cut);
+    let error = repository.snapshots(&SnapshotFilter::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "nothing but damage is no empty list");
 }
 
 /// Content whose pack is gone is stored again by the next run, also for files that did not change.

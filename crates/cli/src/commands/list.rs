@@ -17,7 +17,11 @@ pub(crate) async fn run(session: &Session<'_>, args: &ListArgs) -> Result<Exit> 
     let plan = (!args.all_plans).then(|| stack.plan.name.clone());
     let mut snapshots = sink.snapshots(&SnapshotFilter { plan }).await?;
     snapshots.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
-    session.output.result("list", Exit::Done, &json!({ "snapshots": snapshots }));
+    let unreadable = sink.unreadable().await?;
+    for snapshot in &unreadable {
+        session.output.warn(format!("the snapshot {} cannot be listed: {}", snapshot.id, snapshot.problem));
+    }
+    session.output.result("list", Exit::Done, &json!({ "snapshots": snapshots, "unreadable": unreadable }));
     if snapshots.is_empty() {
         session.output.note(format!(
             "{} holds no snapshot of this plan; `stackward backup` makes one",

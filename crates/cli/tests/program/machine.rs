@@ -11,7 +11,7 @@ use backup_core::manifest::Manifest;
 use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::{
     CheckDepth, CheckReport, Damage, Sink, SnapshotFilter, SnapshotHeader, SnapshotReader, SnapshotSummary,
-    SnapshotWriter,
+    SnapshotWriter, UnreadableSnapshot,
 };
 use backup_core::{Error, ErrorKind, Result, RunContext, SnapshotId};
 use backup_testkit::MemorySink;
@@ -44,6 +44,10 @@ impl Sink for Kept {
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {
         self.memory.snapshots(filter).await
     }
+    async fn unreadable(&self) -> Result<Vec<UnreadableSnapshot>> {
+        self.memory.unreadable().await
+    }
+
     async fn manifest(&self, id: &SnapshotId) -> Result<Manifest> {
         self.memory.manifest(id).await
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use backup_core::error::{ErrorKind, Result};
 use backup_core::manifest::{ArtifactKind, ArtifactRecord, Manifest, SourceRecord};
-use backup_core::sink::{CheckDepth, CheckReport, Damage, Hurt};
+use backup_core::sink::{CheckDepth, CheckReport, Damage, Hurt, Sink};
 use backup_core::{RunContext, SnapshotId};
 use futures::{StreamExt, stream};
 use object_store::path::Path;
@@ -42,6 +42,12 @@ pub(super) async fn check(
     for id in of {
         cx.check_cancelled()?;
         checker.check_snapshot(id).await?;
+    }
+    // A damaged snapshot is not in any list, so nobody can ask for it: it is reported all the same.
+    for unreadable in repository.unreadable().await? {
+        let path = layout::snapshot(&unreadable.id).to_string();
+        let hurt = Hurt { snapshot: unreadable.id, source: None, artifact: None, files: Vec::new() };
+        checker.hurt(path, unreadable.problem, hurt);
     }
     Ok(checker.finish(of))
 }
