@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use backup_core::engine::{
-    DrillReport, Engine, EngineDescriptor, EngineSetup, Place, RestoreReport, RestoreTarget,
-};
+use backup_core::engine::{DrillReport, Engine, EngineDescriptor, EngineSetup, Place, RestoreReport, RestoreTarget};
 use backup_core::event::SharedObserver;
 use backup_core::host::LocalHost;
 use backup_core::manifest::Manifest;

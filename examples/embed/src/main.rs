@@ -44,8 +44,9 @@ mod tests {
         let circle = circle::run(folder.path(), observer.clone()).await.unwrap();
         assert_eq!(circle.listed, 1);
         assert_eq!(circle.drill.findings, Vec::<String>::new());
-        let restored = std::fs::read_to_string(folder.path().join("restored/uploads/a.txt")).unwrap();
-        assert_eq!(restored, "one\n");
+        // A tree keeps its whole path below the folder that it is restored to.
+        let below = folder.path().strip_prefix("/").unwrap().join("uploads/a.txt");
+        assert_eq!(std::fs::read_to_string(folder.path().join("restored").join(below)).unwrap(), "one\n");
         let lines = String::from_utf8(observer.0.lock().unwrap().clone()).unwrap();
         let heard = |event: &str| lines.lines().any(|line| line.contains(&format!("\"event\":\"{event}\"")));
         assert!(["started", "sealed", "finished"].into_iter().all(heard), "{lines}");

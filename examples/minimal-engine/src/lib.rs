@@ -12,7 +12,7 @@ use backup_core::engine::{
     DrillReport, Driller, Engine, EngineDescriptor, EngineSetup, Existing, Finding, Place, Preflight, RestorePlan,
     RestoreReport, RestoreTarget, Restorer, Source, SourceSummary, Verifier, VerifyReport,
 };
-use backup_core::host::{Host, HostCommand};
+use backup_core::host::{BoxRead, Host, HostCommand};
 use backup_core::manifest::Fingerprint;
 use backup_core::sink::ChunkHint;
 use backup_core::{ArtifactName, BackupReader, BackupWriter, Error, ErrorKind, Evidence, Result, RunContext};
@@ -109,13 +109,12 @@ impl Notes {
         let mut artifact = out.artifact(ArtifactName::new(DUMP)?, ChunkHint::Stream).await?;
         let mut scan = Scan::default();
         loop {
-            let mut piece = BytesMut::with_capacity(PIECE_BYTES);
-            let read = stdout.read_buf(&mut piece).await;
-            if read.map_err(|source| Error::from_io("cannot read what `notes` writes", source))? == 0 {
+            let piece = next_piece(&mut stdout).await?;
+            if piece.is_empty() {
                 break;
             }
             scan.push(&piece);
-            artifact.write(piece.freeze()).await?;
+            artifact.write(piece).await?;
         }
         // The end of the stream proves nothing. These two do.
         let exit = process.finish().await.map_err(|error| {
@@ -153,7 +152,10 @@ impl Notes {
 
     async fn count(&self, folder: &Path) -> Result<u64> {
         let answer = self.host.spawn(self.command("count", folder)).await?.output(64).await?;
-        answer.trim().parse().map_err(|_| Error::new(ErrorKind::Tool, format!("`notes count` says `{}`", answer.trim())))
+        answer
+            .trim()
+            .parse()
+            .map_err(|_| Error::new(ErrorKind::Tool, format!("`notes count` says `{}`", answer.trim())))
     }
 
     fn target(&self, place: &Place) -> PathBuf {
@@ -162,6 +164,18 @@ impl Notes {
             Place::Folder(folder) => folder.clone(),
         }
     }
+}
+
+/// The next piece of a stream, empty at its end. Pieces are filled: how a pipe cuts a dump must not make a difference.
+async fn next_piece(from: &mut BoxRead) -> Result<Bytes> {
+    let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+    while piece.len() < PIECE_BYTES {
+        let count = from.read_buf(&mut piece).await;
+        if count.map_err(|source| Error::from_io("cannot read what `notes` writes", source))? == 0 {
+            break;
+        }
+    }
+    Ok(piece.freeze())
 }
 
 /// A folder of our own below `parent`; it is removed when the value is dropped, whatever happens.
