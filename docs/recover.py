@@ -256,7 +256,7 @@ def main():
     parser.add_argument("repository")
     parser.add_argument("--identity", help="the private key file (age)")
     parser.add_argument("what", nargs="*", metavar="SNAPSHOT SOURCE ARTIFACT TARGET")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
     repository = Repository(options.repository, options.identity)
     if len(options.what) != 4:
         for snapshot in sorted(os.listdir(os.path.join(options.repository, "snapshots"))):
