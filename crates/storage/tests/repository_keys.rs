@@ -103,6 +103,43 @@ async fn a_recipient_that_the_plan_does_not_name_gets_nothing_new() {
     assert_eq!(error.kind(), ErrorKind::Plan, "a planned recipient that the repository does not know");
 }
 
+/// Who runs the store knows the public keys. With keys of his own and a `config` to match, wrapped to the true recipients,
+/// he would be among those whom the next `key add` wraps every session's key to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_the_store_replaced_are_noticed_where_the_writer_key_is() {
+    let place = Place::new();
+    one_snapshot(&place).await;
+    let mut forged = Place::new();
+    forged.options.recipients = vec![place.options.recipients[0].clone(), keys::generate().recipient];
+    forged.create().await;
+    let json = |path: &std::path::Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let id = |place: &Place| json(&place.data().join("config"))["repository_id"].as_str().unwrap().to_owned();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let state = forged.options.state.as_ref().unwrap().join(format!("{}.writer-key", id(&forged)));
+    let index_key = hex::decode(text(&json(&state)["index_key"])).unwrap();
+    let mut config = json(&forged.data().join("config"));
+    let mut authentic = format!("1\n{}\n{}\nage\n", id(&place), text(&config["created"]));
+    for info in config["recipients"].as_array().unwrap() {
+        authentic.push_str(&format!("{} {} key\n", text(&info["recipient"]), text(&info["added"])));
+    }
+    let key = blake3::derive_key("stackward 2026-11 config key", &index_key);
+    config["mac"] = blake3::keyed_hash(&key, authentic.as_bytes()).to_hex().as_str().into();
+    config["repository_id"] = id(&place).into();
+    let keys_of = |place: &Place, id: &str| place.data().join(format!("keys/repository-{id}.age"));
+    std::fs::copy(keys_of(&forged, &id(&forged)), keys_of(&place, &id(&place))).unwrap();
+    std::fs::write(place.data().join("config"), config.to_string()).unwrap();
+
+    let error = place.open(&place.reading()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert!(error.to_string().contains("replaced"), "{error}");
+    assert_eq!(place.open(&Unlock::default()).await.unwrap_err().kind(), ErrorKind::Damaged);
+    // Elsewhere nothing tells a forgery from the truth: docs/threat-model.md says so.
+    std::fs::remove_dir_all(place.options.state.as_ref().unwrap()).unwrap();
+    place.open(&place.reading()).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_passphrase_reads_and_is_not_needed_to_write() {
     let mut place = Place::new();

@@ -116,7 +116,7 @@ impl Config {
 }
 
 /// The keys that every writer of a repository shares: they make ids and seal the index.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) struct RepositoryKeys {
     pub(super) id_key: Key,
     pub(super) index_key: Key,

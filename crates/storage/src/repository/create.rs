@@ -287,8 +287,22 @@ async fn repository_keys(
     state: &std::path::Path,
 ) -> Result<RepositoryKeys> {
     if !unlocked.is_empty() {
-        let wrapped = store.get(&layout::repository_keys(&config.repository_id)).await?;
-        return RepositoryKeys::from_bytes(&keys::unwrap(unlocked, &wrapped)?);
+        let path = layout::repository_keys(&config.repository_id);
+        let wrapped = store.get(&path).await?;
+        let keys = RepositoryKeys::from_bytes(&keys::unwrap(unlocked, &wrapped)?)?;
+        // Anybody can encrypt to a public key; only this machine's writer key was never in the store.
+        if writer.is_some_and(|writer| writer.keys != keys) {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "the keys in {} are not those that this machine made: somebody replaced them",
+                    store.describe()
+                ),
+            )
+            .with("object", path)
+            .hint("do not change recipients and do not restore from here; restore `config` and `keys/` from a copy"));
+        }
+        return Ok(keys);
     }
     match writer {
         Some(writer) => Ok(writer.keys.clone()),
