@@ -482,7 +482,7 @@ def main():
     parser.add_argument("repository", metavar="REPOSITORY")
     parser.add_argument("--identity", metavar="KEYFILE", help="the private key file")
     parser.add_argument("what", nargs="*", metavar="SNAPSHOT SOURCE ARTIFACT TARGET")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if len(options.what) not in (0, 4):
         parser.error("name SNAPSHOT, SOURCE, ARTIFACT and TARGET, or none of them to list what there is")
     try:

@@ -71,21 +71,22 @@ def main():
     manifest = opened.manifest(snapshot)
     record = next(each for each in manifest["sources"][0]["artifacts"] if each["kind"] == "tree")
     entries = [each.data for each in recover.records(opened.artifact(record))]
-    top = recover.Bytes(entries[-1]).bytes().split(b"/")[0]
+    folder = recover.Bytes(entries[-1]).bytes().rsplit(b"/", 2)[0]
     evil = b"escaped\n"
     chunk = store_chunk(repository, 0, evil)
     file = varint(len(evil)) + bytes([0]) + varint(1) + chunk + varint(0) + varint(len(evil))
     link = sized(os.fsencode(outside))
     added = {
+        "is-good": [entry(folder + b"/~", 1, file)],
         "climbs": [entry(b"../escaped", 1, file)],
-        "climbs-later": [entry(top + b"/../../escaped", 1, file)],
+        "climbs-later": [entry(folder + b"/../../escaped", 1, file)],
         "is-absolute": [entry(os.fsencode(outside) + b"/escaped", 1, file)],
-        "through-a-link": [entry(top + b"/~", 2, link), entry(top + b"/~/escaped", 1, file)],
-        "links-to-above": [entry(top + b"/~", 3, sized(b"../secret"))],
-        "links-through-a-link": [entry(top + b"/~", 2, link), entry(top + b"/~~", 3, sized(top + b"/~/secret"))],
-        "comes-twice": [entry(top + b"/~", 2, link), entry(top + b"/~", 1, file)],
+        "through-a-link": [entry(folder + b"/~", 2, link), entry(folder + b"/~/escaped", 1, file)],
+        "links-to-above": [entry(folder + b"/~", 3, sized(b"../secret"))],
+        "links-through-a-link": [entry(folder + b"/~", 2, link), entry(folder + b"/~~", 3, sized(folder + b"/~/secret"))],
+        "comes-twice": [entry(folder + b"/~", 2, link), entry(folder + b"/~", 1, file)],
         "artifact-climbs": [],
-        "lies-about-a-length": [entry(top + b"/~", 1, varint(1 << 60) + file[len(varint(len(evil))):])],
+        "lies-about-a-length": [entry(folder + b"/~", 1, varint(1 << 60) + file[len(varint(len(evil))):])],
     }[case]
     entries = sorted(entries + added, key=lambda body: recover.Bytes(body).bytes().split(b"/"))
     listing = b"".join(sized(body) for body in entries)
