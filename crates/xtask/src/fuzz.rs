@@ -131,9 +131,7 @@ fn run_one(cache: &Cache, binaries: &Path, name: &str, seconds: u64) -> Result {
             say(&format!("    {name}: {} inputs in {seconds} s", runs.unwrap_or("?").trim()));
             Ok(())
         }
-        Err(why) => {
-            Err(format!("{name}: {why}\n{}\n{}", what_failed(&text), how_to_repeat(binaries, name, &text)))
-        }
+        Err(why) => Err(format!("{name}: {why}\n{}\n{}", what_failed(&text), how_to_repeat(binaries, name, &text))),
     }
 }
 

@@ -5,7 +5,8 @@ use std::process::Child;
 
 use rustix::process::{Pid, Signal};
 
-use crate::support::{Machine, describe, write_random};
+use crate::support::tree::describe;
+use crate::support::{Machine, write_random};
 
 /// Kills per machine: each leaves its remains to the next.
 const KILLS: u64 = 5;

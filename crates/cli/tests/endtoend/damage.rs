@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::support::{Machine, Readers, describe, flip_a_bit, text, write_random};
+use crate::support::tree::describe;
+use crate::support::{Machine, Readers, flip_a_bit, text, write_random};
 
 /// Two sources in snapshots of their own: no pack, index or session is shared.
 struct Two {

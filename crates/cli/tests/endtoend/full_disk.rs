@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{Machine, describe, files_below, run_tool, tool, write_random};
+use crate::support::tree::describe;
+use crate::support::{Machine, files_below, run_tool, tool, write_random};
 
 /// A small file system in memory, unmounted when dropped.
 struct SmallDisk(PathBuf);

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::support::{Machine, Readers, describe, run_tool, text, tool};
+use crate::support::tree::describe;
+use crate::support::{Machine, Readers, run_tool, text, tool};
 
 /// Each attack, and what the person who restores is told.
 const CASES: [(&str, &str); 9] = [

@@ -5,7 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{Machine, Readers, describe, noise, set_times, stackward, text};
+use crate::support::tree::{describe, set_times};
+use crate::support::{Machine, Readers, noise, stackward, text};
 
 /// Where the fixture's tree lay when it was made: its path is in the listing.
 const MADE_IN: &str = "/tmp/stackward-fixture-v1";
@@ -53,7 +54,9 @@ fn write_fixture(fixture: &Path) {
     database.execute_batch("create table t (a, b); insert into t values (1, 'one'), (2, 'two');").unwrap();
     drop(database);
     let machine = Machine::with_sources(
-        &format!("  tree:\n    files: {{ paths: [{MADE_IN}/tree] }}\n  app:\n    sqlite: {{ path: {MADE_IN}/app.db }}\n"),
+        &format!(
+            "  tree:\n    files: {{ paths: [{MADE_IN}/tree] }}\n  app:\n    sqlite: {{ path: {MADE_IN}/app.db }}\n"
+        ),
         Readers::Key,
     );
     machine.good("init");
@@ -87,8 +90,7 @@ fn a_repository_of_version_1_restores() {
         let databases = crate::support::files_below(&machine.path(&out).join("app"));
         assert_eq!(databases.len(), 1, "{databases:?}");
         let database = rusqlite::Connection::open(&databases[0]).unwrap();
-        let rows: String =
-            database.query_row("select group_concat(a || b, ' ') from t", [], |row| row.get(0)).unwrap();
+        let rows: String = database.query_row("select group_concat(a || b, ' ') from t", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, "1one 2two");
     }
     // Whoever has the private key can go on writing into it.

@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use backup_testkit::PrivatePostgres;
 
-use crate::support::{Machine, PHRASE, Readers, describe, everything, flip_a_bit, run_tool, text, tool};
+use crate::support::tree::{describe, everything, set_times};
+use crate::support::{Machine, PHRASE, Readers, flip_a_bit, run_tool, text, tool};
 
 /// The distribution's Python, which has the package `cryptography`.
 const PYTHON: &str = "/usr/bin/python3";
@@ -82,7 +83,7 @@ fn every_artifact_of_an_encrypted_repository_is_recovered() {
     machine.good("backup");
     let first = machine.snapshots().remove(0);
     std::fs::remove_file(machine.path("tree/dir/new")).unwrap();
-    crate::support::set_times(&machine.path("tree/dir"), 1_234_567_890, 123_456_789);
+    set_times(&machine.path("tree/dir"), 1_234_567_890, 123_456_789);
     machine.good("backup");
     // What differs from the tree as it is now is not compared; what is left are the first and the third.
     let second = machine.snapshots().remove(1);

@@ -2,7 +2,8 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Machine, describe, text, write_random};
+use crate::support::tree::describe;
+use crate::support::{Machine, text, write_random};
 
 /// One run stands still in its middle, with objects written and nothing committed, while the other runs from its
 /// beginning to its end; then the first goes on.

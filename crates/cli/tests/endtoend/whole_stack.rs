@@ -2,7 +2,8 @@
 
 use backup_testkit::PrivatePostgres;
 
-use crate::support::{Machine, Readers, describe};
+use crate::support::tree::describe;
+use crate::support::{Machine, Readers};
 
 /// pgbench moves money about: whatever the moment, all four sums are the same in a consistent copy.
 const SUMS: &str = "select (select sum(abalance) from pgbench_accounts) = (select coalesce(sum(delta), 0) from pgbench_history) \

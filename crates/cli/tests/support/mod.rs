@@ -1,12 +1,10 @@
 //! A machine for tests of the built binary: a folder with a plan, a key pair and a repository, and what stands there.
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
-mod tree;
+pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-
-pub(crate) use tree::{describe, everything, set_times};
 
 /// The program, with its streams piped.
 #[expect(clippy::disallowed_methods, reason = "the test runs the program itself, as a user's shell would")]

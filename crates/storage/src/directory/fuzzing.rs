@@ -87,7 +87,11 @@ mod tests {
             for (entry, shape) in entries {
                 let mut writer = SpoolWriter::new(&Spool::new(&std::env::temp_dir()));
                 for (data, length) in shape {
-                    if *data { drop(writer.push(&vec![b'x'; *length])) } else { assert!(writer.hole(*length as u64)) }
+                    if *data {
+                        let _room = writer.push(&vec![b'x'; *length]);
+                    } else {
+                        assert!(writer.hole(*length as u64));
+                    }
                 }
                 put_entry(&mut archive, &entry, Some(&writer.finish())).unwrap();
             }

@@ -57,19 +57,21 @@ fn assert_inside(index: &Index, pack: &PackInfo) {
 
 /// The listing of a tree artifact: records, one after another.
 pub(crate) fn entries(listing: &[u8]) -> bool {
-    let mut decoder = Decoder::new(listing);
-    while !decoder.is_empty() {
-        let Some(decoded) = decoder.bytes().ok().and_then(|body| read_entry(body).ok()) else { return false };
+    let mut records = Decoder::new(listing);
+    while !records.is_empty() {
+        let Some((entry, content)) = records.bytes().ok().and_then(read) else { return false };
         let mut record = Vec::new();
-        put_entry(&mut record, &decoded.0, &decoded.1);
-        let body = Decoder::new(&record).bytes().map_err(|error| error.to_string());
-        assert_eq!(body.and_then(|body| read_entry(body).map_err(|error| error.to_string())), Ok(decoded.clone()));
-        let (entry, content) = decoded;
+        put_entry(&mut record, &entry, &content);
+        let again = Decoder::new(&record).bytes().ok().and_then(read);
+        assert_eq!(again, Some((entry.clone(), content.clone())));
         assert_safe(&entry);
-        let record = content.to_record();
-        assert_eq!(ContentList::from_record(&record).map_err(|error| error.to_string()), Ok(content));
+        assert_eq!(ContentList::from_record(&content.to_record()).ok(), Some(content));
     }
     true
+}
+
+fn read(body: &[u8]) -> Option<(TreeEntry, ContentList)> {
+    read_entry(body).ok()
 }
 
 /// No path that was read leaves the folder that it is put below.
