@@ -193,13 +193,23 @@ pub(crate) async fn backup(
     if let Some(error) = failure {
         return Err(error);
     }
-    tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
     left.add(Left { unreadable: walked.unreadable, vanished: walked.vanished });
+    if left.unreadable > 0 {
+        return Err(unreadable(left.unreadable));
+    }
+    tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
     Ok(SourceSummary {
         fingerprint: tally.fingerprint(),
         details: details(&roots, walked, left),
         ..SourceSummary::default()
     })
+}
+
+/// A backup that lacks what it was asked for is none, however much else is in it. Warnings named each.
+fn unreadable(count: u64) -> Error {
+    let what = if count == 1 { "a file or folder".to_owned() } else { format!("{count} files or folders") };
+    Error::new(ErrorKind::PermissionDenied, format!("{what} cannot be read"))
+        .hint("the warnings name each: run as a user that may read them (root), or leave them out with `exclude`")
 }
 
 /// Keeps the failure that was the first cause: those that were merely interrupted by it tell nothing.
@@ -220,7 +230,6 @@ fn details(roots: &[TreePath], walked: LeftOut, left: Left) -> BTreeMap<String, 
     let mut details = BTreeMap::from([(ROOTS.to_owned(), roots.into())]);
     let counts = [
         ("excluded", walked.excluded),
-        ("unreadable", left.unreadable),
         ("vanished", left.vanished),
         ("sockets", walked.sockets),
         ("other_file_systems", walked.mounts),

@@ -5,6 +5,8 @@
 
 mod check;
 mod compression;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod names;
 mod output;
 mod partial;

@@ -3,6 +3,8 @@
 //! [`open`] turns a plan's sink into a [`Sink`]; [`Repository`] and its format are described in `docs/format.md`.
 
 mod directory;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod keys;
 mod location;
 mod ordered;

@@ -11,6 +11,8 @@ mod content;
 mod create;
 mod crypto;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod layout;
 mod load;

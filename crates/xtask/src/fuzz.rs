@@ -22,6 +22,9 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions -Coverflow-checks";
 
+/// So many lines of a failed target's log are shown.
+const SHOWN_LINES: usize = 15;
+
 /// Options of `fuzz`.
 #[derive(Debug, Args)]
 pub(crate) struct FuzzArgs {
@@ -58,7 +61,7 @@ pub(crate) fn run(cache: &Cache, args: &FuzzArgs) -> Result {
     Run::cargo()
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTFLAGS", COVERAGE)
-        .args(["build", "--release", "--bins", "--target", &triple, "--manifest-path", &manifest])
+        .args(["build", "--release", "--locked", "--bins", "--target", &triple, "--manifest-path", &manifest])
         .run()?;
     let binaries = target.join(&triple).join("release");
     let wanted = |name: &String| args.filter.as_ref().is_none_or(|filter| name.contains(filter));
@@ -128,10 +131,44 @@ fn run_one(cache: &Cache, binaries: &Path, name: &str, seconds: u64) -> Result {
             say(&format!("    {name}: {} inputs in {seconds} s", runs.unwrap_or("?").trim()));
             Ok(())
         }
-        Err(why) => {
-            let tail: Vec<&str> = text.lines().rev().take(15).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            Err(format!("{name}: {why}\n{}", tail.join("\n")))
-        }
+        Err(why) => Err(format!("{name}: {why}\n{}\n{}", what_failed(&text), how_to_repeat(binaries, name, &text))),
+    }
+}
+
+/// The panic and what libFuzzer says of the input, or the end of the log.
+fn what_failed(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let first = lines.iter().position(|line| line.contains("panicked at") || line.contains("ERROR: libFuzzer"));
+    let from = first.unwrap_or(lines.len().saturating_sub(SHOWN_LINES));
+    lines[from..].iter().take(SHOWN_LINES).copied().collect::<Vec<_>>().join("\n")
+}
+
+/// The command that runs the target on the input that failed, and what to do with the input then.
+fn how_to_repeat(binaries: &Path, name: &str, log: &str) -> String {
+    let marker = "Test unit written to ";
+    let Some(input) = log.lines().find_map(|line| line.split_once(marker)).map(|(_, path)| path.trim()) else {
+        return "no input was kept".to_owned();
+    };
+    let binary = binaries.join(name);
+    format!(
+        "repeat it with: {} {input}\nonce it is fixed, keep the input: cp {input} {}",
+        binary.display(),
+        root().join("fuzz/seeds").join(name).join("found-WHAT").display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_says_how_to_repeat_it() {
+        let log = "INFO: seed\n#2 INITED\nthread 'x' panicked at src/lib.rs:1:\nboom\n==1== ERROR: libFuzzer: deadly signal\n\
+            artifact_prefix='/c/'; Test unit written to /c/crash-01\nBase64: AA==\n";
+        let said = how_to_repeat(Path::new("/t"), "index", log);
+        assert!(said.starts_with("repeat it with: /t/index /c/crash-01\n"), "{said}");
+        assert!(said.contains("fuzz/seeds/index/found-WHAT"), "{said}");
+        assert!(what_failed(log).starts_with("thread 'x' panicked"), "{}", what_failed(log));
+        assert_eq!(how_to_repeat(Path::new("/t"), "index", "nothing"), "no input was kept");
     }
 }

@@ -67,22 +67,28 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
     }
 }
 
-/// The tests by nextest, or by cargo where nextest is missing.
+/// The tests by nextest, or by cargo where nextest is missing. A filter chooses among all of them, the slow ones too.
 fn tests(cache: &Cache, args: &TestArgs) -> Result {
     let nextest = Run::cargo().args(["nextest", "--version"]).succeeds();
-    let mut command = if nextest {
-        cache.cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])
-    } else {
-        shout("cargo-nextest is missing; `cargo test` runs the tests instead, slower");
-        cache.cargo(["test", "--workspace", "--locked", "--no-fail-fast"])
+    let with_postgres = |command: Run| match &args.postgres {
+        Some(folder) => command.env("STACKWARD_POSTGRES_BIN", folder),
+        None => command,
     };
-    if let Some(filter) = args.filter.as_deref().filter(|filter| !filter.is_empty()) {
-        command = command.args([filter]);
+    let filter = args.filter.as_deref().filter(|filter| !filter.is_empty());
+    if !nextest {
+        shout("cargo-nextest is missing; `cargo test` runs the tests instead, slower");
+        let command = cache.cargo(["test", "--workspace", "--locked", "--no-fail-fast"]);
+        return with_postgres(command.args(filter)).run();
     }
-    if let Some(folder) = &args.postgres {
-        command = command.env("STACKWARD_POSTGRES_BIN", folder);
+    let run = |more: &[&str]| {
+        let command = cache.cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+        with_postgres(command.args(more)).run()
+    };
+    match filter {
+        Some(filter) => run(&["--ignore-default-filter", filter]),
+        // Both run, whatever the first says.
+        None => run(&[]).and(run(&["--profile", "slow"])),
     }
-    command.run()
 }
 
 /// Puts right what can be put right by a machine.

@@ -129,7 +129,7 @@ impl Fingerprint {
     /// The sum of a group's counts.
     #[must_use]
     pub fn total(&self, group: &str) -> u64 {
-        self.0.get(group).map_or(0, |items| items.values().sum())
+        self.0.get(group).map_or(0, |items| saturating_sum(items.values().copied()))
     }
 
     /// Where `restored` differs from what was saved, as readable lines; empty when equal.
@@ -230,13 +230,13 @@ impl Manifest {
     /// Plain bytes of all artifacts.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.artifacts().map(|artifact| artifact.bytes).sum()
+        saturating_sum(self.artifacts().map(|artifact| artifact.bytes))
     }
 
     /// Bytes that this run had to store.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        self.artifacts().map(|artifact| artifact.stored_bytes).sum()
+        saturating_sum(self.artifacts().map(|artifact| artifact.stored_bytes))
     }
 
     fn artifacts(&self) -> impl Iterator<Item = &ArtifactRecord> {
@@ -251,9 +251,20 @@ impl SourceRecord {
         self.artifacts.iter().find(|artifact| artifact.name == *name)
     }
 
+    /// Plain bytes of its artifacts.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        saturating_sum(self.artifacts.iter().map(|artifact| artifact.bytes))
+    }
+
     /// Whether the source succeeded.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.outcome == SourceOutcome::Complete
     }
+}
+
+/// A manifest that was written by an enemy may claim any sizes.
+fn saturating_sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }

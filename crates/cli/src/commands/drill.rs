@@ -76,7 +76,7 @@ pub(crate) async fn drill(
         let reader = BackupReader::new(Arc::clone(&snapshot), part.name().clone())?;
         let cx = session.context(part.name()).scratch_in(scratch.path());
         cx.check_cancelled()?;
-        let bytes = reader.record().artifacts.iter().map(|artifact| artifact.bytes).sum();
+        let bytes = reader.record().bytes();
         cx.report(&Event::Started { source: part.name().clone(), work: "drill", expected_bytes: Some(bytes) });
         let result = part.engine.driller.drill(&cx, &reader).await;
         let failure = result.as_ref().err().map(Error::chain);

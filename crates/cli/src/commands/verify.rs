@@ -98,7 +98,7 @@ async fn structure(
 }
 
 fn started(reader: &BackupReader) -> backup_core::Event {
-    let bytes = reader.record().artifacts.iter().map(|artifact| artifact.bytes).sum();
+    let bytes = reader.record().bytes();
     backup_core::Event::Started { source: reader.source().clone(), work: "verify", expected_bytes: Some(bytes) }
 }
 

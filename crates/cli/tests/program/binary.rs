@@ -1,32 +1,10 @@
 //! The built binary: what only a process shows, exit codes, streams, signals and closed pipes.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Child;
 
 use crate::machine::assert_shown;
-
-#[expect(clippy::disallowed_methods, reason = "the test runs the program itself, as a user's shell would")]
-pub(crate) fn stackward(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_stackward"));
-    command.current_dir(folder).args(arguments).env_remove("STACKWARD_PLAN").env_remove("STACKWARD_IDENTITY");
-    command.env("NO_COLOR", "").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-pub(crate) fn run(folder: &Path, arguments: &[&str]) -> Output {
-    stackward(folder, arguments).output().unwrap()
-}
-
-pub(crate) fn shown(folder: &Path, arguments: &[&str]) -> String {
-    let output = run(folder, arguments);
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    let stderr = text(&output.stderr).lines().fold(String::new(), |all, line| all + "[stderr] " + line + "\n");
-    let code = output.status.code().unwrap();
-    let line = arguments.join(" ");
-    let all = format!("$ stackward {line}\n{}{stderr}[exit {code}]\n", text(&output.stdout));
-    all.replace(&folder.display().to_string(), "/stack")
-}
+use crate::support::{run, shown, stackward};
 
 #[test]
 fn help_is_short_and_names_the_exit_codes() {

@@ -7,3 +7,5 @@ mod machine;
 mod note;
 #[cfg(feature = "files")]
 mod real;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,97 +1,8 @@
 //! The built binary over the real engines and a real repository on disk: the stories that operators live through.
 
-use std::path::{Path, PathBuf};
-use std::process::Output;
-
-use crate::binary::{kill, run, shown, stackward};
+use crate::binary::kill;
 use crate::machine::assert_shown;
-
-/// A machine with a small file tree, a plan, a key pair and a repository.
-struct Machine(tempfile::TempDir);
-
-impl Machine {
-    fn new() -> Self {
-        let machine = Self(tempfile::tempdir().unwrap());
-        let tree = machine.path("tree");
-        std::fs::create_dir_all(tree.join("docs")).unwrap();
-        std::fs::write(tree.join("docs/a.txt"), "one\ntwo\n").unwrap();
-        std::fs::write(tree.join("big"), noise(3_000_000)).unwrap();
-        let output = machine.run("key generate --output stackward.key");
-        let recipient = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        let plan = format!(
-            "version: 1\nname: small\nrepository:\n  url: repository\n  state: state\n  recipients: [{recipient}]\n\
-             sources:\n  tree:\n    files: {{ paths: [tree] }}\n"
-        );
-        std::fs::write(machine.path("stackward.yaml"), plan).unwrap();
-        machine
-    }
-
-    /// The same, with one snapshot.
-    fn backed_up() -> Self {
-        let machine = Self::new();
-        machine.good("init");
-        machine.good("backup");
-        machine
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, line: &str) -> Output {
-        run(self.0.path(), &line.split(' ').collect::<Vec<_>>())
-    }
-
-    fn good(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert_eq!(output.status.code(), Some(0), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The exit code and standard error of a command that fails.
-    fn bad(&self, line: &str) -> (i32, String) {
-        let output = self.run(line);
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
-
-    fn shown(&self, lines: &[&str]) -> String {
-        let show = |line: &&str| shown(self.0.path(), &line.split(' ').collect::<Vec<_>>());
-        lines.iter().map(show).collect::<Vec<_>>().join("\n")
-    }
-
-    /// The files of the repository below `folder`.
-    fn objects(&self, folder: &str) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let mut todo = vec![self.path("repository").join(folder)];
-        while let Some(next) = todo.pop() {
-            for item in std::fs::read_dir(next).unwrap() {
-                let path = item.unwrap().path();
-                if path.is_dir() { todo.push(path) } else { found.push(path) }
-            }
-        }
-        found.sort();
-        found
-    }
-}
-
-/// Bytes that do not compress, the same every time.
-fn noise(count: usize) -> Vec<u8> {
-    let mut state = 0x5eed_u64;
-    let step = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(step).flatten().take(count).collect()
-}
-
-fn flip_a_bit(path: &Path) {
-    let mut bytes = std::fs::read(path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(path, bytes).unwrap();
-}
+use crate::support::{Machine, flip_a_bit, noise, stackward};
 
 #[test]
 fn a_tree_is_backed_up_lost_and_put_back() {
@@ -215,7 +126,7 @@ fn cat_prints_the_very_bytes_and_a_reader_may_leave() {
         .find_map(|entry| entry["path"].as_str().filter(|path| path.ends_with("tree/big")).map(str::to_owned));
     let line = format!("cat latest tree {artifact} {}", big.unwrap());
     assert_eq!(machine.run(&line).stdout, noise(3_000_000));
-    let mut child = stackward(machine.0.path(), &line.split(' ').collect::<Vec<_>>()).spawn().unwrap();
+    let mut child = stackward(machine.root(), &line.split(' ').collect::<Vec<_>>()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(0), String::new()));
@@ -229,7 +140,7 @@ fn an_interrupted_backup_commits_nothing_and_harms_nothing() {
     // Far more than can be read before the signal comes.
     let huge = noise(1_000_000).repeat(400);
     std::fs::write(machine.path("tree/huge"), huge).unwrap();
-    let mut child = stackward(machine.0.path(), &["backup", "--json"]).spawn().unwrap();
+    let mut child = stackward(machine.root(), &["backup", "--json"]).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();

@@ -243,7 +243,7 @@ fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) 
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_counted() {
+fn what_cannot_be_read_is_named_and_fails_the_source() {
     let home = tempfile::tempdir().unwrap();
     let at = |name: &str| home.path().join(name);
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -256,13 +256,14 @@ fn what_cannot_be_read_is_told_and_counted() {
     let (path, closed) = (home.path().to_owned(), at("closed"));
     as_nobody(async move {
         let sink = MemorySink::default();
-        let engine = files(&format!("paths: [{}]", path.display()));
-        let manifest = back_up(&engine, &sink).await.unwrap();
-        assert_eq!(stored_below(&reader(&sink, &manifest).await, &path).await, ["closed", "open"]);
-        let source = &manifest.sources[0];
-        assert_eq!(source.details["left_out_unreadable"], 2);
-        assert_eq!(source.warnings.len(), 2, "{:?}", source.warnings);
-        assert!(source.warnings.iter().any(|warning| warning.contains("secret")));
+        let all = format!("paths: [{}]", path.display());
+        let error = back_up(&files(&all), &sink).await.unwrap_err();
+        assert_eq!(error.kind(), backup_core::ErrorKind::PermissionDenied, "{error:?}");
+        assert!(error.to_string().contains("2 files or folders cannot be read"), "{error:?}");
+        assert!(error.remedy().unwrap().contains("exclude"));
+        let manifest = back_up(&files(&format!("{all}\nexclude: [secret, closed]")), &sink).await.unwrap();
+        assert_eq!(stored_below(&reader(&sink, &manifest).await, &path).await, ["open"]);
+        assert_eq!(manifest.sources[0].warnings, Vec::<String>::new());
         let error = back_up(&files(&format!("paths: [{}]", closed.display())), &sink).await.unwrap_err();
         assert_eq!(error.kind(), backup_core::ErrorKind::PermissionDenied, "{error:?}");
     });

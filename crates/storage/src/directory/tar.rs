@@ -215,6 +215,45 @@ mod tests {
         }
     }
 
+    /// A map of a few bytes an entry must not be able to fill the disk with zeros.
+    #[test]
+    fn a_map_with_too_many_holes_is_refused() {
+        let stretches: u64 = 40_000;
+        let size = u64::MAX / 2;
+        let mut map = format!("{stretches}\n");
+        for at in 1..=stretches {
+            map.push_str(&format!("{}\n{BLOCK}\n", at * 1000));
+        }
+        map.push_str(&"\0".repeat(padding(map.len() as u64)));
+        let records = [(SPARSE_MAJOR, "1"), (SPARSE_MINOR, "0"), (SPARSE_NAME, "a"), (SPARSE_SIZE, &size.to_string())];
+        let mut extended = Vec::new();
+        for (keyword, value) in records {
+            pax::put_record(&mut extended, keyword.as_bytes(), value.as_bytes());
+        }
+        let stored = map.len() as u64 + stretches * BLOCK as u64;
+        let mut archive = Vec::new();
+        for (kind, size) in [(::tar::EntryType::XHeader, extended.len() as u64), (::tar::EntryType::Regular, stored)] {
+            let mut header = ::tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(size);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_cksum();
+            archive.extend_from_slice(header.as_bytes());
+            if kind == ::tar::EntryType::XHeader {
+                archive.extend_from_slice(&extended);
+                archive.resize(archive.len() + padding(size), 0);
+            }
+        }
+        archive.extend_from_slice(map.as_bytes());
+        archive.resize(archive.len() + stretches as usize * BLOCK, 1);
+        let error = read_all(&archive).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+        assert!(error.to_string().contains("too many holes"), "{error:?}");
+    }
+
     #[test]
     fn names_that_climb_and_entries_out_of_order_are_refused() {
         for name in ["../x", "/etc/passwd", "a/../../b", "a//b", "."] {

@@ -142,6 +142,13 @@ impl Index {
 
 /// An index object that lists `packs`, and its name.
 pub(super) fn encode(index_key: &Key, packs: &[PackInfo]) -> Result<(ObjectHash, Bytes)> {
+    let mut object = [&MAGIC[..], &[VERSION, 0, 0, 0]].concat();
+    object.extend_from_slice(&seal_box(index_key, BoxKind::Index, &encode_plain(packs))?);
+    Ok((object_hash(&object), Bytes::from(object)))
+}
+
+/// What an index object that lists `packs` holds, before it is sealed.
+pub(super) fn encode_plain(packs: &[PackInfo]) -> Vec<u8> {
     let mut plain = Vec::new();
     plain.extend_from_slice(&(packs.len() as u32).to_le_bytes());
     for pack in packs {
@@ -151,9 +158,7 @@ pub(super) fn encode(index_key: &Key, packs: &[PackInfo]) -> Result<(ObjectHash,
         plain.push(pack.class as u8);
         put_entries(&mut plain, &pack.entries);
     }
-    let mut object = [&MAGIC[..], &[VERSION, 0, 0, 0]].concat();
-    object.extend_from_slice(&seal_box(index_key, BoxKind::Index, &plain)?);
-    Ok((object_hash(&object), Bytes::from(object)))
+    plain
 }
 
 /// Reads an index object.

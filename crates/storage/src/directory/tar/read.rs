@@ -362,17 +362,10 @@ fn push(to: &mut SpoolWriter, data: &[u8]) -> Result<()> {
     }
 }
 
-fn hole(to: &mut SpoolWriter, mut length: u64) -> Result<()> {
-    if to.hole(length) {
-        return Ok(());
-    }
-    let zeros = [0; BLOCK];
-    while length > 0 {
-        let count = length.min(BLOCK as u64);
-        push(to, &zeros[..count as usize])?;
-        length -= count;
-    }
-    Ok(())
+/// Our archives have no more holes than a spool keeps. Those of an enemy must not make us write them out as zeros:
+/// a few bytes of a map would fill the disk.
+fn hole(to: &mut SpoolWriter, length: u64) -> Result<()> {
+    if to.hole(length) { Ok(()) } else { Err(damaged("a file has too many holes")) }
 }
 
 /// The error of a temporary file that cannot be written.

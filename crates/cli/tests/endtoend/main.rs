@@ -1,0 +1,16 @@
+//! The built binary from end to end: crashes, full disks, damage, enemies, old formats, and the reader without Stackward.
+#![cfg(all(feature = "files", feature = "postgres", feature = "demo"))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod crash;
+mod damage;
+mod faults;
+mod full_disk;
+mod hostile;
+mod memory;
+mod old_formats;
+mod recover;
+#[path = "../support/mod.rs"]
+mod support;
+mod together;
+mod whole_stack;
