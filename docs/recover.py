@@ -209,8 +209,10 @@ class Repository:
 
     def session(self, session):
         if session not in self.sessions:
-            keys = self.unwrap(f"keys/session-{session.hex()}.age", 96)
-            self.sessions[session] = (keys[:32], keys[32:64], keys[64:])
+            keys = self.unwrap(f"keys/session-{session.hex()}.age", 128)
+            if self.encrypted and keys[96:] != derive("stackward 2026-11 index key fingerprint", self.index_key):
+                raise Failure("damaged: a session key belongs to another repository than its keys say")
+            self.sessions[session] = (keys[:32], keys[32:64], keys[64:96])
         return self.sessions[session]
 
     def read_pack_tables(self):  # the packs know what they hold; index objects are not needed

@@ -4,6 +4,7 @@
 //! output that goes away ends the output quietly.
 
 mod bars;
+mod clean;
 mod human;
 mod lines;
 mod report;
@@ -136,7 +137,7 @@ impl Output {
     /// Prints a line of a text result; nothing with `--json`.
     pub fn line(&self, text: impl fmt::Display) {
         if self.format == Format::Text {
-            self.write(format!("{text}\n").as_bytes());
+            self.write(clean::clean(&format!("{text}\n")).as_bytes());
         }
     }
 
@@ -234,6 +235,7 @@ impl Output {
     }
 
     fn message(&self, text: &str) {
+        let text = clean::clean(text);
         self.flush();
         let write = || {
             let mut stderr = lock(&self.stderr);

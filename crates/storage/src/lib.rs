@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use backup_core::error::Result;
 use backup_core::plan::{RepositoryConfig, SinkConfig};
+use backup_core::secret::SecretRef;
 use backup_core::sink::Sink;
 
 pub use directory::Directory;
@@ -30,7 +31,9 @@ pub async fn create(sink: &SinkConfig, folder: &Path) -> Result<Created> {
     match sink {
         SinkConfig::Repository(config) => {
             let location = location::resolve(&config.url, folder, location::Missing::Create)?;
-            Repository::create(location.store, &location.describe, &options(config, folder)?).await
+            let passphrase = config.passphrase.as_ref().map(SecretRef::resolve).transpose()?;
+            let options = RepositoryOptions { passphrase, ..options(config, folder)? };
+            Repository::create(location.store, &location.describe, &options).await
         }
         SinkConfig::Directory(config) => Directory::create(config, folder).await,
     }
@@ -62,7 +65,8 @@ fn options(config: &RepositoryConfig, folder: &Path) -> Result<RepositoryOptions
     }
     Ok(RepositoryOptions {
         recipients: config.recipients.clone(),
-        passphrase: config.passphrase.as_ref().map(backup_core::secret::SecretRef::resolve).transpose()?,
+        // Only a creation needs it: who writes later does so without.
+        passphrase: None,
         encryption: config.encryption,
         level: i32::from(config.compression_level),
         state: config.state.as_ref().map(|state| folder.join(state)),

@@ -173,7 +173,7 @@ async fn a_damaged_snapshot_is_named_and_the_others_are_listed() {
     let listed = repository.snapshots(&SnapshotFilter::default()).await.unwrap();
     assert_eq!(listed.iter().map(|summary| &summary.id).collect::<Vec<_>>(), [&second]);
     assert_eq!(repository.unreadable().await.unwrap().iter().map(|one| &one.id).collect::<Vec<_>>(), [&first]);
-    let report = check(&repository, &[second.clone()]).await;
+    let report = check(&repository, std::slice::from_ref(&second)).await;
     assert!(report.damage.iter().any(|damage| damage.object.ends_with(first.as_str())), "{:?}", report.damage);
     assert_eq!(read_stream(&repository, &second, "db").await.unwrap(), noise(STREAM, 1));
     harm(&place.data().join("snapshots").join(second.as_str()), Harm::Cut);

@@ -135,9 +135,18 @@ async fn keys_that_the_store_replaced_are_noticed_where_the_writer_key_is() {
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     assert!(error.to_string().contains("replaced"), "{error}");
     assert_eq!(place.open(&Unlock::default()).await.unwrap_err().kind(), ErrorKind::Damaged);
-    // Elsewhere nothing tells a forgery from the truth: docs/threat-model.md says so.
+    // Elsewhere it opens; but the sessions know whose they are, so no key of theirs is given away.
     std::fs::remove_dir_all(place.options.state.as_ref().unwrap()).unwrap();
-    place.open(&place.reading()).await.unwrap();
+    let deceived = place.open(&place.reading()).await.unwrap();
+    let session = || {
+        let keys = std::fs::read_dir(place.data().join("keys")).unwrap().map(|entry| entry.unwrap().path());
+        keys.filter(|path| path.to_str().unwrap().contains("session-")).map(|path| std::fs::read(path).unwrap()).next()
+    };
+    let before = session();
+    let error = deceived.add_recipient(&keys::generate().recipient).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert!(error.to_string().contains("another repository"), "{error}");
+    assert_eq!(session(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

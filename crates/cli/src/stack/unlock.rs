@@ -14,7 +14,7 @@ const PASSPHRASE: &str = "STACKWARD_PASSPHRASE";
 /// What a command does to the sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// It adds snapshots: private keys are left alone even when they are at hand.
+    /// It adds snapshots: private keys and passphrases are left alone even when they are at hand.
     Write,
     /// It reads, as far as the keys at hand allow.
     Read,
@@ -22,11 +22,10 @@ pub(crate) enum Access {
 
 /// The keys for `access`.
 pub(crate) fn unlock(session: &Session<'_>, stack: &Stack, access: Access) -> Result<Unlock> {
-    let identities = match access {
-        Access::Write => Vec::new(),
-        Access::Read => identities(session, stack)?,
-    };
-    Ok(Unlock { identities, passphrase: passphrase(stack)? })
+    match access {
+        Access::Write => Ok(Unlock::default()),
+        Access::Read => Ok(Unlock { identities: identities(session, stack)?, passphrase: passphrase(stack)? }),
+    }
 }
 
 fn identities(session: &Session<'_>, stack: &Stack) -> Result<Vec<Secret>> {

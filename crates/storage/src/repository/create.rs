@@ -128,6 +128,7 @@ impl Repository {
             KeySource::Sealed {
                 writer_secret: writer.as_ref().map(|writer| writer.secret.clone()),
                 identities: unlocked.clone(),
+                index_key: keys.index_key.clone(),
             }
         } else {
             KeySource::Open

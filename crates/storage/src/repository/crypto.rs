@@ -183,8 +183,14 @@ pub(super) struct SessionKeys {
     pub(super) meta_id: Key,
 }
 
+const FINGERPRINT_CONTEXT: &str = "stackward 2026-11 index key fingerprint";
 const META_CONTEXT: &str = "stackward 2026-11 meta key";
 const META_ID_CONTEXT: &str = "stackward 2026-11 meta id key";
+
+/// Binds a session to its repository without giving the index key away.
+fn fingerprint(index_key: &Key) -> Key {
+    derive(FINGERPRINT_CONTEXT, &[&**index_key])
+}
 
 impl SessionKeys {
     /// The keys of a new run of the writer that holds `writer_secret`.
@@ -201,23 +207,33 @@ impl SessionKeys {
         }
     }
 
-    /// As wrapped to the recipients: content key, meta key, meta id key.
-    pub(super) fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
+    /// As wrapped to the recipients: content key, meta key, meta id key, and the fingerprint of the index key.
+    pub(super) fn to_bytes(&self, index_key: &Key) -> Option<Zeroizing<Vec<u8>>> {
         let content = self.content.as_ref()?;
-        Some(Zeroizing::new([&content[..], &self.meta[..], &self.meta_id[..]].concat()))
+        Some(Zeroizing::new([&content[..], &self.meta[..], &self.meta_id[..], &fingerprint(index_key)[..]].concat()))
     }
 
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+    /// Reads what [`SessionKeys::to_bytes`] made, and checks that it belongs to the repository of `index_key`:
+    /// anybody can encrypt to a public key, and a store could offer a repository key of its own beside real sessions.
+    pub(super) fn from_bytes(bytes: &[u8], index_key: &Key) -> Result<Self> {
         let mut keys = bytes.chunks_exact(KEY_BYTES).map(|part| {
             let mut key = Zeroizing::new([0u8; KEY_BYTES]);
             key.copy_from_slice(part);
             key
         });
         let wrong = || Error::new(ErrorKind::Damaged, "a session key object has the wrong length");
-        let (Some(content), Some(meta), Some(meta_id), None) = (keys.next(), keys.next(), keys.next(), keys.next())
+        let (Some(content), Some(meta), Some(meta_id), Some(fingerprint_of), None) =
+            (keys.next(), keys.next(), keys.next(), keys.next(), keys.next())
         else {
             return Err(wrong());
         };
+        if fingerprint_of != fingerprint(index_key) {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                "a session key belongs to another repository than its keys say",
+            )
+            .hint("somebody replaced `config` and `keys/`: change nothing, and restore them from a copy"));
+        }
         if bytes.len().is_multiple_of(KEY_BYTES) {
             Ok(Self { content: Some(content), meta, meta_id })
         } else {
@@ -282,8 +298,12 @@ mod tests {
         let again = SessionKeys::derived(&secret, session);
         assert_eq!((*keys.meta, *keys.meta_id), (*again.meta, *again.meta_id));
         assert!(again.content.is_none());
-        let read = SessionKeys::from_bytes(&keys.to_bytes().unwrap()).unwrap();
+        let index_key = random_key().unwrap();
+        let wrapped = keys.to_bytes(&index_key).unwrap();
+        let read = SessionKeys::from_bytes(&wrapped, &index_key).unwrap();
         assert_eq!(read.content.as_deref(), keys.content.as_deref());
-        assert!(SessionKeys::from_bytes(&[0; 95]).is_err());
+        assert!(SessionKeys::from_bytes(&wrapped[..127], &index_key).is_err());
+        let error = SessionKeys::from_bytes(&wrapped, &random_key().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("another repository"));
     }
 }

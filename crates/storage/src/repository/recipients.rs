@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::config::{Config, RecipientInfo};
 use super::create::read_config;
+use super::crypto::SessionKeys;
 use super::layout;
 use super::{Repository, read};
 use crate::keys;
@@ -102,31 +103,25 @@ impl Repository {
         Ok(())
     }
 
+    /// Wraps every key again. Nothing is replaced before all of them were opened and found to belong to this repository.
     async fn wrap_all(&self, recipients: &[String]) -> Result<u64> {
-        let mut wrapped = 0;
+        let mut opened = Vec::new();
         for (path, _) in self.store.list(layout::KEYS).await? {
-            // The identity under the passphrase is not wrapped to recipients.
-            if path.filename().is_some_and(|name| name.starts_with("passphrase-")) {
+            let session = path.filename().is_some_and(|name| name.starts_with("session-"));
+            // Others: the identity under the passphrase, and what a creation that died left.
+            if !session && path != layout::repository_keys(&self.id) {
                 continue;
             }
-            let object = self.store.get(&path).await?;
-            let plain = match keys::unwrap(&self.unlocked, &object) {
-                Ok(plain) => plain,
-                // Left over from a creation that died: it belongs to no repository.
-                Err(error) if self.is_leftover(&path) => {
-                    drop(error);
-                    continue;
-                }
-                Err(error) => return Err(error.with("object", &path)),
-            };
-            self.store.replace(&path, keys::wrap(recipients, &plain)?.into()).await?;
-            wrapped += 1;
+            let in_object = |error: Error| error.with("object", &path);
+            let plain = keys::unwrap(&self.unlocked, &self.store.get(&path).await?).map_err(in_object)?;
+            if session {
+                SessionKeys::from_bytes(&plain, &self.index_key).map_err(in_object)?;
+            }
+            opened.push((path, plain));
         }
-        Ok(wrapped)
-    }
-
-    fn is_leftover(&self, path: &object_store::path::Path) -> bool {
-        let own = layout::repository_keys(&self.id);
-        path.filename().is_some_and(|name| name.starts_with("repository-")) && *path != own
+        for (path, plain) in &opened {
+            self.store.replace(path, keys::wrap(recipients, plain)?.into()).await?;
+        }
+        Ok(opened.len() as u64)
     }
 }

@@ -44,8 +44,9 @@ impl RepositoryWriter {
         let session = SessionId(random()?);
         let keys = if repository.is_encrypted() {
             let keys = SessionKeys::generate(&writer.secret, session)?;
-            let plain =
-                keys.to_bytes().ok_or_else(|| Error::new(ErrorKind::Internal, "a session has no content key"))?;
+            let plain = keys
+                .to_bytes(&writer.keys.index_key)
+                .ok_or_else(|| Error::new(ErrorKind::Internal, "a session has no content key"))?;
             let wrapped = keys::wrap(&repository.recipients_to_write().await?, &plain)?;
             repository.store.create(&layout::session_keys(session), wrapped.into()).await?;
             keys

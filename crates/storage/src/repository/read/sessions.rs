@@ -45,7 +45,7 @@ pub(in crate::repository) enum KeySource {
     /// The repository is not encrypted: every key is zero.
     Open,
     /// By this machine's writer secret and, when there are any, by identities.
-    Sealed { writer_secret: Option<Key>, identities: Unlocked },
+    Sealed { writer_secret: Option<Key>, identities: Unlocked, index_key: Key },
 }
 
 /// See the module.
@@ -73,11 +73,11 @@ impl Sessions {
     async fn find(&self, session: SessionId) -> Result<SessionKeys> {
         match &self.source {
             KeySource::Open => Ok(open_keys()),
-            KeySource::Sealed { identities, .. } if !identities.is_empty() => {
+            KeySource::Sealed { identities, index_key, .. } if !identities.is_empty() => {
                 let path = layout::session_keys(session);
                 let wrapped = self.store.get(&path).await?;
-                let plain = keys::unwrap(identities, &wrapped).map_err(|error| error.with("object", path))?;
-                SessionKeys::from_bytes(&plain)
+                let plain = keys::unwrap(identities, &wrapped).map_err(|error| error.with("object", &path))?;
+                SessionKeys::from_bytes(&plain, index_key).map_err(|error| error.with("object", path))
             }
             KeySource::Sealed { writer_secret: Some(secret), .. } => Ok(SessionKeys::derived(secret, session)),
             KeySource::Sealed { .. } => Err(needs_identity()),
