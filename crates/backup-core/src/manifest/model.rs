@@ -268,3 +268,33 @@ impl SourceRecord {
 fn saturating_sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_an_enemy_wrote_do_not_overflow() {
+        let artifact = |name: &str| {
+            serde_json::json!({
+                "name": name, "kind": "stream", "bytes": u64::MAX, "stored_bytes": u64::MAX,
+                "evidence": { "kind": "exact_length", "bytes": 1 },
+                "content": { "kind": "extents", "depth": 0, "extents": [] },
+            })
+        };
+        let manifest = serde_json::json!({
+            "format_version": 1, "id": "20261120-063551-7k3q9xwm", "plan": "p", "host": "h", "tool_version": "0",
+            "started": "2026-11-20T00:00:00Z", "finished": "2026-11-20T00:00:00Z", "outcome": "complete",
+            "sources": [{
+                "name": "s", "engine": "e", "outcome": { "result": "complete" },
+                "started": "2026-11-20T00:00:00Z", "finished": "2026-11-20T00:00:00Z",
+                "artifacts": [artifact("a"), artifact("b")],
+                "fingerprint": { "rows": { "a": u64::MAX, "b": 1 } },
+            }],
+        });
+        let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+        assert_eq!((manifest.bytes(), manifest.stored_bytes()), (u64::MAX, u64::MAX));
+        assert_eq!(manifest.sources[0].bytes(), u64::MAX);
+        assert_eq!(manifest.sources[0].fingerprint.total("rows"), u64::MAX);
+    }
+}

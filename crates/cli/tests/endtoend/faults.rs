@@ -29,7 +29,7 @@ fn plans_that_are_wrong_have_code_two() {
         ("duplicate source", format!("{plan}  tree:\n    files: {{ paths: [tree] }}\n"), "backup"),
         ("missing secret", plan.replace("  state:", "  passphrase: { env: NO_SUCH_VARIABLE }\n  state:"), "backup"),
         ("missing secret file", plan.replace("  state:", "  passphrase: { file: nowhere }\n  state:"), "backup"),
-        ("not a key", plan.replace("recipients: [age1", "recipients: [age2"), "backup"),
+        ("not a key", plan.replace("recipients: [", "recipients: [age1nonsense, "), "backup"),
         ("unencrypted by mistake", plan.replace("  state:", "  encryption: none\n  state:"), "backup"),
     ];
     let mut all = String::new();

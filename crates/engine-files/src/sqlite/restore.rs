@@ -166,7 +166,8 @@ pub(crate) fn plan(from: &BackupReader, paths: &[PathBuf], to: &RestoreTarget) -
     for task in &tasks {
         task.check(to.existing)?;
         plan.steps.push(task.step()?);
-        plan.bytes += from.record().artifact(&task.record.artifact).map_or(0, |artifact| artifact.bytes);
+        let bytes = from.record().artifact(&task.record.artifact).map_or(0, |artifact| artifact.bytes);
+        plan.bytes = plan.bytes.saturating_add(bytes);
     }
     Ok(plan)
 }
@@ -191,7 +192,8 @@ pub(crate) async fn restore(
         let record = one.task.record.clone();
         let path = one.new_path();
         report.warnings.extend(blocking(cx, move |_, _| finish(&path, &record)).await?);
-        report.items += from.record().fingerprint.total(&one.task.record.group());
+        let rows = from.record().fingerprint.total(&one.task.record.group());
+        report.items = report.items.saturating_add(rows);
         staged.push(one);
     }
     cx.check_cancelled()?;
