@@ -219,6 +219,14 @@ pub struct Hurt {
     pub files: Vec<String>,
 }
 
+impl Hurt {
+    /// A snapshot that is hurt as a whole.
+    #[must_use]
+    pub fn whole(snapshot: SnapshotId) -> Self {
+        Self { snapshot, source: None, artifact: None, files: Vec::new() }
+    }
+}
+
 /// Writes one snapshot. Only the runner calls [`SnapshotWriter::commit`].
 ///
 /// Dropping it without a commit leaves nothing visible.

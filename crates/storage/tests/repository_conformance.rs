@@ -2,34 +2,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
 use std::sync::Arc;
 
 use backup_core::plan::EncryptionConfig;
 use backup_core::sink::Sink;
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
-use storage::{Repository, RepositoryOptions, Unlock, keys};
+use storage::{Repository, RepositoryOptions, Unlock};
+use support::Place;
 
 mod encrypted_on_disk {
     use super::*;
 
-    async fn make() -> (Arc<dyn Sink>, tempfile::TempDir) {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("repository");
-        std::fs::create_dir(&data).unwrap();
-        let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new_with_prefix(data).unwrap());
-        let pair = keys::generate();
-        let options = RepositoryOptions {
-            recipients: vec![pair.recipient],
-            passphrase: None,
-            encryption: EncryptionConfig::Age,
-            level: 1,
-            state: Some(folder.path().join("state")),
-        };
-        Repository::create(Arc::clone(&store), "a test", &options).await.unwrap();
-        let unlock = Unlock { identities: vec![pair.identity], passphrase: None };
-        (Arc::new(Repository::open(store, "a test", &options, &unlock).await.unwrap()), folder)
+    async fn make() -> (Arc<dyn Sink>, Place) {
+        let place = Place::new();
+        place.create().await;
+        let repository = place.open(&place.reading()).await.unwrap();
+        (Arc::new(repository), place)
     }
 
     backup_testkit::sink_conformance!(make);

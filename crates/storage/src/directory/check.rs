@@ -198,7 +198,7 @@ impl Checker<'_> {
 }
 
 fn whole(id: &SnapshotId) -> Hurt {
-    Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() }
+    Hurt::whole(id.clone())
 }
 
 fn hurt(id: &SnapshotId, source: &SourceRecord, artifact: &ArtifactRecord) -> Hurt {

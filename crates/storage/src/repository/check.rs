@@ -46,7 +46,7 @@ pub(super) async fn check(
     // A damaged snapshot is not in any list, so nobody can ask for it: it is reported all the same.
     for unreadable in repository.unreadable().await? {
         let path = layout::snapshot(&unreadable.id).to_string();
-        let hurt = Hurt { snapshot: unreadable.id, source: None, artifact: None, files: Vec::new() };
+        let hurt = Hurt::whole(unreadable.id);
         checker.hurt(path, unreadable.problem, hurt);
     }
     Ok(checker.finish(of))
@@ -146,28 +146,20 @@ impl Checker<'_> {
         let object = match self.repository.snapshot_object(id).await {
             Ok(object) => object,
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
-                self.hurt(
-                    path,
-                    error.chain(),
-                    Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() },
-                );
+                self.hurt(path, error.chain(), Hurt::whole(id.clone()));
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
         if let Some(blame) = self.lost_sessions.get(&object.summary.session()?).cloned() {
-            let hurt = Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() };
+            let hurt = Hurt::whole(id.clone());
             self.hurt(blame.object, blame.problem, hurt);
             return Ok(());
         }
         let manifest = match self.repository.open_manifest(&object).await {
             Ok(manifest) => manifest,
             Err(error) if error.kind() == ErrorKind::Damaged => {
-                self.hurt(
-                    path,
-                    error.chain(),
-                    Hurt { snapshot: id.clone(), source: None, artifact: None, files: Vec::new() },
-                );
+                self.hurt(path, error.chain(), Hurt::whole(id.clone()));
                 return Ok(());
             }
             Err(error) => return Err(error),
