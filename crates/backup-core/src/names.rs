@@ -157,6 +157,12 @@ impl ArtifactName {
 }
 
 impl SnapshotId {
+    /// The second in which its run began, as it is in the id: `YYYYMMDD-HHMMSS`, in UTC.
+    #[must_use]
+    pub fn second(&self) -> &str {
+        &self.0[..15]
+    }
+
     /// A new id for a run that starts at `now`.
     #[must_use]
     pub fn generate(now: Timestamp) -> Self {

@@ -15,6 +15,7 @@ use backup_core::{ArtifactName, Evidence, RunContext};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::runtime::Handle;
 
+use crate::config::Unreadable;
 use crate::filter::Rules;
 use crate::owners::Owners;
 use crate::read::{ContentReader, Outcome};
@@ -194,7 +195,7 @@ pub(crate) async fn backup(
         return Err(error);
     }
     left.add(Left { unreadable: walked.unreadable, vanished: walked.vanished });
-    if left.unreadable > 0 {
+    if left.unreadable > 0 && rules.unreadable == Unreadable::Fail {
         return Err(unreadable(left.unreadable));
     }
     tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
@@ -209,7 +210,7 @@ pub(crate) async fn backup(
 fn unreadable(count: u64) -> Error {
     let what = if count == 1 { "a file or folder".to_owned() } else { format!("{count} files or folders") };
     Error::new(ErrorKind::PermissionDenied, format!("{what} cannot be read"))
-        .hint("the warnings name each: run as a user that may read them (root), or leave them out with `exclude`")
+        .hint("the warnings name each: run as a user that may read them (root), or leave them out with `exclude`, or say `unreadable: skip`")
 }
 
 /// Keeps the failure that was the first cause: those that were merely interrupted by it tell nothing.
@@ -230,6 +231,7 @@ fn details(roots: &[TreePath], walked: LeftOut, left: Left) -> BTreeMap<String, 
     let mut details = BTreeMap::from([(ROOTS.to_owned(), roots.into())]);
     let counts = [
         ("excluded", walked.excluded),
+        ("unreadable", left.unreadable),
         ("vanished", left.vanished),
         ("sockets", walked.sockets),
         ("other_file_systems", walked.mounts),

@@ -30,6 +30,20 @@ pub(crate) struct FilesConfig {
     /// Do not enter other file systems that are mounted below the paths.
     #[serde(default)]
     pub(crate) one_file_system: bool,
+    /// What happens when a file or a folder cannot be read for want of rights.
+    #[serde(default)]
+    pub(crate) unreadable: Unreadable,
+}
+
+/// What happens when a file or a folder cannot be read for want of rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Unreadable {
+    /// The source fails: a backup that lacks what it was asked for is none.
+    #[default]
+    Fail,
+    /// It is left out; warnings name it, and the manifest counts it.
+    Skip,
 }
 
 fn default_ignore_files() -> Vec<String> {

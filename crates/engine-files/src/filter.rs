@@ -14,7 +14,7 @@ use backup_core::tree::TreePath;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::FilesConfig;
+use crate::config::{FilesConfig, Unreadable};
 
 /// The name and the first bytes that mark a cache directory (bford.info/cachedir).
 pub(crate) const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
@@ -40,6 +40,8 @@ pub(crate) struct Rules {
     pub(crate) exclude_caches: bool,
     /// See [`FilesConfig::one_file_system`].
     pub(crate) one_file_system: bool,
+    /// See [`FilesConfig::unreadable`].
+    pub(crate) unreadable: Unreadable,
 }
 
 impl Rules {
@@ -60,6 +62,7 @@ impl Rules {
             ignore_files: config.ignore_files.iter().map(|name| name.as_bytes().to_vec()).collect(),
             exclude_caches: config.exclude_caches,
             one_file_system: config.one_file_system,
+            unreadable: config.unreadable,
         })
     }
 

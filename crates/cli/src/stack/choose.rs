@@ -22,8 +22,23 @@ pub(crate) async fn choose(sink: &dyn Sink, plan: &PlanName, name: &SnapshotName
 
 /// The newest snapshot of the plan.
 pub(crate) async fn latest(sink: &dyn Sink, plan: &PlanName) -> Result<SnapshotId> {
-    let newest = of_plan(sink, plan).await?.pop();
-    newest.map(|summary| summary.id).ok_or_else(|| none_yet(sink, plan))
+    let newest = of_plan(sink, plan).await?.pop().map(|summary| summary.id);
+    refuse_older_than_damage(sink, newest.as_ref()).await?;
+    newest.ok_or_else(|| none_yet(sink, plan))
+}
+
+/// `latest` must not quietly mean an older snapshot because the newest one is damaged.
+async fn refuse_older_than_damage(sink: &dyn Sink, chosen: Option<&SnapshotId>) -> Result<()> {
+    let is_newer = |id: &SnapshotId| chosen.is_none_or(|chosen| id.second() >= chosen.second());
+    let Some(damaged) = sink.unreadable().await?.into_iter().rev().find(|unreadable| is_newer(&unreadable.id)) else {
+        return Ok(());
+    };
+    let message = format!("the newest snapshot {} cannot be read: {}", damaged.id, damaged.problem);
+    let hint = match chosen {
+        Some(chosen) => format!("name an older one to use it all the same: {chosen} is the newest that can be read"),
+        None => "name an older one to use it all the same: `stackward list` shows them".to_owned(),
+    };
+    Err(Error::new(ErrorKind::Damaged, message).hint(hint))
 }
 
 /// The snapshot that `name` means for work on `sources`.
@@ -41,7 +56,9 @@ pub(crate) async fn choose_for(
         return Err(none_yet(sink, plan));
     }
     let serves = |summary: &&SnapshotSummary| sources.iter().all(|source| summary.sources.contains(source));
-    snapshots.iter().rev().find(serves).map(|summary| summary.id.clone()).ok_or_else(|| {
+    let found = snapshots.iter().rev().find(serves).map(|summary| summary.id.clone());
+    refuse_older_than_damage(sink, found.as_ref()).await?;
+    found.ok_or_else(|| {
         let names: Vec<String> = sources.iter().map(|source| format!("`{source}`")).collect();
         Error::new(ErrorKind::NotFound, format!("no snapshot holds all of {}", names.join(", ")))
             .hint("choose fewer with `--source NAME`; `stackward list` shows which sources each snapshot holds")

@@ -102,7 +102,10 @@ fn a_damaged_snapshot_is_named_and_the_other_restores() {
     assert!(said.contains(&format!("snapshots/{}", two.right)), "{said}");
     two.restores(&two.left, "left");
     two.refuses(&two.right, "right");
-    for line in ["list", "restore --target out"] {
+    // The newest one is damaged: it is told, the other is listed, and `latest` does not quietly mean the other.
+    let listed = two.machine.good("list");
+    assert!(listed.contains(&two.left) && !listed.contains(&two.right), "{listed}");
+    for line in ["restore --target out", "restore --source left --target out", "show"] {
         let (code, stderr) = two.machine.bad(line);
         assert_eq!(code, 20, "{line}: {stderr}");
         assert!(stderr.contains(&two.right), "{line}: {stderr}");

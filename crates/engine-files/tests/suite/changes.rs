@@ -261,6 +261,11 @@ fn what_cannot_be_read_is_named_and_fails_the_source() {
         assert_eq!(error.kind(), backup_core::ErrorKind::PermissionDenied, "{error:?}");
         assert!(error.to_string().contains("2 files or folders cannot be read"), "{error:?}");
         assert!(error.remedy().unwrap().contains("exclude"));
+        let skipping = back_up(&files(&format!("{all}\nunreadable: skip")), &sink).await.unwrap();
+        // The closed folder itself can be seen, what is in it cannot.
+        assert_eq!(stored_below(&reader(&sink, &skipping).await, &path).await, ["closed", "open"]);
+        assert_eq!(skipping.sources[0].details["left_out_unreadable"], 2);
+        assert_eq!(skipping.sources[0].warnings.len(), 2);
         let manifest = back_up(&files(&format!("{all}\nexclude: [secret, closed]")), &sink).await.unwrap();
         assert_eq!(stored_below(&reader(&sink, &manifest).await, &path).await, ["open"]);
         assert_eq!(manifest.sources[0].warnings, Vec::<String>::new());
