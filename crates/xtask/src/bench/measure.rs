@@ -22,7 +22,8 @@ pub(super) struct Usage {
 /// Runs `command` under a measuring process and returns what it used. Its output goes to `log`.
 pub(super) fn measure(log: &Path, folder: &Path, environment: &[(&str, String)], command: &[String]) -> Result<Usage> {
     let report = log.with_extension("usage");
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    // Not by its path: a rebuild during a long benchmark replaces the file.
+    let program = "/proc/self/exe";
     let mut run = Run::new(program).folder(folder).args(["bench", "measure"]).args([&report]).args(command);
     for (name, value) in environment {
         run = run.env(name, value);
