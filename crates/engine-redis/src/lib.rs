@@ -1,0 +1,1 @@
+//! Redis and Valkey: snapshots over the replication protocol, append-only files, portable export.
