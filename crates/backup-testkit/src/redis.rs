@@ -127,7 +127,6 @@ impl PrivateRedis {
     ///
     /// # Panics
     /// When the server answers with an error.
-    #[expect(clippy::must_use_candidate, reason = "most commands answer nothing of interest")]
     pub fn call(&self, arguments: &[&str]) -> String {
         self.try_call(arguments).unwrap_or_else(|error| panic!("{error}: {arguments:?}"))
     }

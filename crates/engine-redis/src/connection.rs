@@ -92,12 +92,15 @@ pub(crate) struct Commands {
 
 impl Commands {
     /// Sends one command, under the name that the plan says it was renamed to.
-    pub(crate) async fn send(&mut self, command: &[&str]) -> Result<()> {
+    pub(crate) async fn send<W: AsRef<[u8]>>(&mut self, command: &[W]) -> Result<()> {
         let mut message = format!("*{}\r\n", command.len()).into_bytes();
-        for (position, word) in command.iter().enumerate() {
-            let renamed = if position == 0 { self.names.get(&word.to_ascii_uppercase()) } else { None };
-            let word = renamed.map_or(*word, String::as_str);
-            message.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+        for (position, word) in command.iter().map(AsRef::as_ref).enumerate() {
+            let name = std::str::from_utf8(word).map(str::to_ascii_uppercase).unwrap_or_default();
+            let renamed = if position == 0 { self.names.get(&name) } else { None };
+            let word = renamed.map_or(word, String::as_bytes);
+            message.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+            message.extend_from_slice(word);
+            message.extend_from_slice(b"\r\n");
         }
         self.write(&message).await
     }
@@ -271,6 +274,8 @@ mod tests {
     async fn scripted(script: &[u8]) -> Connection {
         let (ours, mut theirs) = tokio::io::duplex(1024 * 1024);
         theirs.write_all(script).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        tokio::spawn(async move { tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await });
         let (reader, writer) = tokio::io::split(Box::new(ours) as Box<dyn Wire>);
         Connection { reader: Replies(BufReader::new(reader)), writer: Commands { wire: writer, names: Arc::default() } }
     }
