@@ -41,7 +41,7 @@ impl Subject for Cache {
     }
 
     async fn state(&self) -> String {
-        self.server.digest() + &self.server.call(&["INFO", "keyspace"]) + &self.server.call(&["FUNCTION", "LIST"])
+        self.server.digest() + &self.server.call(&["FUNCTION", "LIST"])
     }
 
     async fn destroy(&self) {
