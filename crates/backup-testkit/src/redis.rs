@@ -140,7 +140,11 @@ impl PrivateRedis {
         client.arg("-e").args(arguments);
         let output = client.stdin(Stdio::null()).output().expect("run redis-cli");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\n').to_owned();
-        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stdout) + &text(&output.stderr)) }
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(text(&output.stdout) + &text(&output.stderr))
+        }
     }
 
     /// Sends commands in bulk: one per line, words separated by spaces, as `redis-cli --pipe` takes them.

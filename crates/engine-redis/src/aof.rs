@@ -50,7 +50,9 @@ pub(crate) async fn locate(connection: &mut Connection, host: &dyn Host, data_di
     };
     let name = setting(connection, "appendfilename").await?.unwrap_or_else(|| DEFAULT_NAME.to_owned());
     let location = match setting(connection, "appenddirname").await? {
-        Some(below) => Location::Folder { folder: seen(host, &folder.join(below))?, manifest: format!("{name}.manifest") },
+        Some(below) => {
+            Location::Folder { folder: seen(host, &folder.join(below))?, manifest: format!("{name}.manifest") }
+        }
         None => Location::File(seen(host, &folder.join(name))?),
     };
     let path = match &location {
@@ -58,16 +60,20 @@ pub(crate) async fn locate(connection: &mut Connection, host: &dyn Host, data_di
         Location::File(path) => path.clone(),
     };
     tokio::fs::metadata(&path).await.map_err(|source| {
-        Error::io("cannot see the append-only files", &path, source)
-            .hint("name the folder where this machine sees the server's files as `data_dir`, or leave `aof` out of `modes`")
+        Error::io("cannot see the append-only files", &path, source).hint(
+            "name the folder where this machine sees the server's files as `data_dir`, or leave `aof` out of `modes`",
+        )
     })?;
     Ok(location)
 }
 
 fn seen(host: &dyn Host, path: &Path) -> Result<PathBuf> {
     host.local_path(path).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("{} of {} is not visible from here", path.display(), host.describe()))
-            .hint("name the folder that this machine sees as `data_dir`, or leave `aof` out of `modes`")
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{} of {} is not visible from here", path.display(), host.describe()),
+        )
+        .hint("name the folder that this machine sees as `data_dir`, or leave `aof` out of `modes`")
     })
 }
 

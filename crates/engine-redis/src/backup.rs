@@ -29,13 +29,20 @@ impl Source for Redis {
             let mut connection = self.server.connect(cx).await?;
             let info = self.info(cx, &mut connection).await?;
             info.refuse_sentinel()?;
-            let product = info.product().map_or_else(|| "a server".to_owned(), |it| format!("{} {}", it.product, it.version));
+            let product =
+                info.product().map_or_else(|| "a server".to_owned(), |it| format!("{} {}", it.product, it.version));
             let mut warnings = warnings(&info);
             if let Err(error) = replication_allowed(&mut connection).await {
-                warnings.push(format!("{}; BGSAVE will be used instead, which replaces the server's dump file", error.message()));
+                warnings.push(format!(
+                    "{}; BGSAVE will be used instead, which replaces the server's dump file",
+                    error.message()
+                ));
                 allowed(&mut connection, &["BGSAVE"]).await?;
             } else if setting(&mut connection, "repl-diskless-sync").await?.as_deref() == Some("no") {
-                warnings.push("`repl-diskless-sync` is `no`: the server writes each snapshot to its own dump file first".to_owned());
+                warnings.push(
+                    "`repl-diskless-sync` is `no`: the server writes each snapshot to its own dump file first"
+                        .to_owned(),
+                );
             }
             if self.settings.append_only_files {
                 aof::locate(&mut connection, &*self.host, self.settings.data_dir.as_deref()).await?;
@@ -66,7 +73,9 @@ impl Redis {
         let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
         let summary = store(out, &mut snapshot).await?;
         if summary.checksum == Checksum::Off {
-            cx.warn("the server writes no checksums (`rdbchecksum no`): only the structure of its snapshot was checked");
+            cx.warn(
+                "the server writes no checksums (`rdbchecksum no`): only the structure of its snapshot was checked",
+            );
         }
         if summary.keys() == 0 {
             cx.warn("the server holds no keys");

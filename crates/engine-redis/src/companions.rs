@@ -23,7 +23,8 @@ pub(crate) async fn save(cx: &RunContext, out: &BackupWriter, connection: &mut C
     let rules = connection.ask(&["ACL", "LIST"]).await?;
     write(cx, out, ACL, "the access rules (ACL LIST)", &rules, |reply| lines(reply.items())).await?;
     let settings = connection.ask(&["CONFIG", "GET", "*"]).await?;
-    write(cx, out, CONFIGURATION, "the configuration (CONFIG GET)", &settings, |reply| configuration(reply.items())).await?;
+    write(cx, out, CONFIGURATION, "the configuration (CONFIG GET)", &settings, |reply| configuration(reply.items()))
+        .await?;
     let state = connection.ask(&["INFO"]).await?;
     write(cx, out, INFO, "the server's state (INFO)", &state, |reply| reply.text().unwrap_or_default()).await?;
     if info.is_on("cluster_enabled") {
@@ -115,8 +116,11 @@ mod tests {
             ("proc-title-template", "{title} \"x\"\n"),
             ("unixsocket", ""),
         ];
-        let items: Vec<Reply> =
-            pairs.iter().flat_map(|(name, value)| [name, value]).map(|text| Reply::Bulk(text.as_bytes().to_vec())).collect();
+        let items: Vec<Reply> = pairs
+            .iter()
+            .flat_map(|(name, value)| [name, value])
+            .map(|text| Reply::Bulk(text.as_bytes().to_vec()))
+            .collect();
         assert_eq!(
             configuration(&items),
             "save 3600 1 300 100\nappendonly no\ntls-auth-clients yes\nproc-title-template \"{title} \\\"x\\\"\\n\"\nunixsocket \"\"\n"

@@ -134,10 +134,13 @@ fn append_only_files(config: &RedisConfig) -> Result<bool> {
     }
     let modes = config.modes.as_deref().unwrap_or(&[Mode::Rdb]);
     if modes.contains(&Mode::Export) {
-        return Err(fault("the mode `export` is not yet in this version").hint("write `modes: [rdb]`, or leave `modes` out"));
+        return Err(
+            fault("the mode `export` is not yet in this version").hint("write `modes: [rdb]`, or leave `modes` out")
+        );
     }
     if !modes.contains(&Mode::Rdb) {
-        return Err(fault("`modes` has no `rdb`, which every restore starts from").hint("write `modes: [rdb]` or `modes: [rdb, aof]`"));
+        return Err(fault("`modes` has no `rdb`, which every restore starts from")
+            .hint("write `modes: [rdb]` or `modes: [rdb, aof]`"));
     }
     Ok(modes.contains(&Mode::Aof))
 }
@@ -148,7 +151,8 @@ fn service(config: &RedisConfig) -> Result<Option<Service>> {
         (Some(stop), Some(start)) if !stop.is_empty() && !start.is_empty() => {
             Ok(Some(Service { stop: stop.clone(), start: start.clone() }))
         }
-        _ => Err(fault("`stop` and `start` need each other").hint("write both, each as a list of words: `stop: [systemctl, stop, redis]`")),
+        _ => Err(fault("`stop` and `start` need each other")
+            .hint("write both, each as a list of words: `stop: [systemctl, stop, redis]`")),
     }
 }
 
@@ -181,7 +185,10 @@ fn parse_url(url: &str) -> Result<(Address, Option<String>)> {
             .hint("take it out of the plan and name its place: `password: { file: … }` or `password: { env: … }`"));
     }
     let (host, port) = match address.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map(|(host, after)| (host, after.strip_prefix(':').unwrap_or(after))).ok_or_else(form)?,
+        Some(rest) => rest
+            .split_once(']')
+            .map(|(host, after)| (host, after.strip_prefix(':').unwrap_or(after)))
+            .ok_or_else(form)?,
         None => address.rsplit_once(':').unwrap_or((address, "")),
     };
     let host = if host.is_empty() { DEFAULT_HOST } else { host };

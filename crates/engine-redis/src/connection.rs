@@ -248,11 +248,17 @@ pub(crate) fn refusal(command: &str, text: &str) -> Error {
 }
 
 fn broken(source: std::io::Error) -> Error {
-    if source.kind() == std::io::ErrorKind::UnexpectedEof { closed() } else { Error::from_io("the connection to the server broke", source) }
+    if source.kind() == std::io::ErrorKind::UnexpectedEof {
+        closed()
+    } else {
+        Error::from_io("the connection to the server broke", source)
+    }
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::Incomplete, "the server closed the connection").hint("look into the server's log for why").retry_later()
+    Error::new(ErrorKind::Incomplete, "the server closed the connection")
+        .hint("look into the server's log for why")
+        .retry_later()
 }
 
 fn silent(limit: Duration) -> Error {
@@ -282,7 +288,8 @@ mod tests {
 
     #[tokio::test]
     async fn every_kind_of_reply_is_read() {
-        let mut connection = scripted(b"+OK\r\n:-3\r\n$3\r\na\nb\r\n$-1\r\n*2\r\n$1\r\nx\r\n*0\r\n-ERR no\r\n*-1\r\n").await;
+        let mut connection =
+            scripted(b"+OK\r\n:-3\r\n$3\r\na\nb\r\n$-1\r\n*2\r\n$1\r\nx\r\n*0\r\n-ERR no\r\n*-1\r\n").await;
         let expected = [
             Reply::Text("OK".into()),
             Reply::Integer(-3),
@@ -301,7 +308,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_server_is_said_to_be_none() {
         let deep = b"*1\r\n".repeat(MAX_DEPTH + 1);
-        for script in [b"HTTP/1.1 400\r\n".as_slice(), b"$99999999999\r\n", b"$1\r\nabc\r\n", b"\r\n", &deep, b":x\r\n"] {
+        for script in [b"HTTP/1.1 400\r\n".as_slice(), b"$99999999999\r\n", b"$1\r\nabc\r\n", b"\r\n", &deep, b":x\r\n"]
+        {
             let error = scripted(script).await.ask(&["X"]).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{script:?}: {error:?}");
         }

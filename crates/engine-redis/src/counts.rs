@@ -47,7 +47,8 @@ pub(crate) async fn of_server(connection: &mut Connection, saved: &RdbSummary) -
     for database in keyspace.keys() {
         connection.call(&["SELECT", &database.to_string()]).await?;
         for kind in TYPES {
-            let expected = saved.databases.get(database).and_then(|counts| counts.keys.get(&kind)).copied().unwrap_or(0);
+            let expected =
+                saved.databases.get(database).and_then(|counts| counts.keys.get(&kind)).copied().unwrap_or(0);
             let mut count = keys_of_type(connection, kind).await?;
             for _ in 1..LISTINGS {
                 if count <= expected {
@@ -114,7 +115,8 @@ pub(crate) struct Expired {
 impl Expired {
     /// From two scans of one RDB, with the times before and after.
     pub(crate) fn between(before: &RdbSummary, after: &RdbSummary) -> Self {
-        let expired = |summary: &RdbSummary| summary.databases.iter().map(|(id, counts)| (*id, counts.expired)).collect();
+        let expired =
+            |summary: &RdbSummary| summary.databases.iter().map(|(id, counts)| (*id, counts.expired)).collect();
         Self { before: expired(before), after: expired(after) }
     }
 

@@ -61,7 +61,8 @@ impl Details {
 
     /// For a manifest.
     pub(crate) fn to_map(&self) -> Result<BTreeMap<String, serde_json::Value>> {
-        let value = serde_json::to_value(self).map_err(|source| Error::new(ErrorKind::Internal, "details").caused_by(source))?;
+        let value = serde_json::to_value(self)
+            .map_err(|source| Error::new(ErrorKind::Internal, "details").caused_by(source))?;
         let serde_json::Value::Object(fields) = value else { return Ok(BTreeMap::new()) };
         Ok(fields.into_iter().collect())
     }

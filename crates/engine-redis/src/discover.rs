@@ -36,7 +36,8 @@ pub(crate) fn discover() -> Vec<Discovered> {
 fn sockets(paths: &[&str]) -> Vec<Discovered> {
     let mut seen = BTreeSet::new();
     let is_socket = |path: &&&str| std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let paths = paths.iter().filter(is_socket).filter(|path| std::fs::canonicalize(path).is_ok_and(|real| seen.insert(real)));
+    let paths =
+        paths.iter().filter(is_socket).filter(|path| std::fs::canonicalize(path).is_ok_and(|real| seen.insert(real)));
     paths
         .enumerate()
         .map(|(position, path)| Discovered {

@@ -115,7 +115,9 @@ async fn count_loaded(connection: &mut Connection, summary: &RdbSummary, drill: 
         drill.checked.push(format!("the server loaded {loaded} keys and left out {expired} that had expired"));
     } else {
         let saved = summary.keys();
-        drill.findings.push(format!("{saved} keys saved, the server loaded {loaded} and left out {expired} as expired"));
+        drill
+            .findings
+            .push(format!("{saved} keys saved, the server loaded {loaded} and left out {expired} as expired"));
     }
     Ok(())
 }

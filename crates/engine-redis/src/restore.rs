@@ -95,7 +95,10 @@ impl Redis {
             self.load_running(cx, &dump, to, &selection, work).await?
         };
         report.bytes = summary.bytes;
-        report.warnings.push("access rules and configuration are not put over those of a live server; restore into a folder to get them".to_owned());
+        report.warnings.push(
+            "access rules and configuration are not put over those of a live server; restore into a folder to get them"
+                .to_owned(),
+        );
         Ok(report)
     }
 
@@ -142,7 +145,8 @@ impl Redis {
         use tokio::io::AsyncWriteExt;
         let failed = |source| Error::io("cannot write the safety copy", path, source);
         let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
-        let mut file = tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await.map_err(failed)?;
+        let mut file =
+            tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await.map_err(failed)?;
         let mut inspection = Inspection::begin(now_ms());
         while let Some(piece) = snapshot.next().await? {
             file.write_all(&piece).await.map_err(failed)?;
@@ -193,7 +197,9 @@ impl Redis {
 fn dump_bytes(from: &BackupReader) -> Result<u64> {
     let name = ArtifactName::new(DUMP)?;
     let record = from.record().artifact(&name);
-    record.map(|record| record.bytes).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the backup has no {DUMP}")))
+    record
+        .map(|record| record.bytes)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the backup has no {DUMP}")))
 }
 
 /// A running server that a backup shall be loaded into.
@@ -208,7 +214,8 @@ impl Running {
         let mut connection = redis.server.connect(cx).await?;
         let info = Info::ask(&mut connection, None).await?;
         info.refuse_sentinel()?;
-        let product = info.product().ok_or_else(|| Error::new(ErrorKind::Unsupported, "the server does not tell its version"))?;
+        let product =
+            info.product().ok_or_else(|| Error::new(ErrorKind::Unsupported, "the server does not tell its version"))?;
         let flavour = if product.product == "Valkey" { Flavour::Valkey } else { Flavour::Redis };
         let product = Target::parse(flavour, &product.version)?;
         Ok(Self { connection, info, product })
@@ -245,7 +252,8 @@ impl Running {
             warnings.push(format!("the data took {used} bytes of memory, and the target's `maxmemory` is {limit}"));
         }
         if self.info.is_on("cluster_enabled") {
-            warnings.push("the target is a node of a cluster: it takes only keys of the slots that it serves".to_owned());
+            warnings
+                .push("the target is a node of a cluster: it takes only keys of the slots that it serves".to_owned());
         }
         if self.info.get("connected_slaves").is_some_and(|count| count != "0") {
             warnings.push("the replicas of the target will follow what the restore does".to_owned());

@@ -86,7 +86,8 @@ impl Scratch {
         loop {
             match self.server.try_connect().await {
                 Ok(connection) => return Ok(connection),
-                Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Unreachable | ErrorKind::Incomplete) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Unreachable | ErrorKind::Incomplete) => {}
                 Err(error) => return Err(error),
             }
             // A server that ended will never answer: say why it ended.
@@ -134,7 +135,8 @@ impl Program {
                 .hint(format!("`apt-get install {name}` ({product}{version}), or name its folder as `bin` in the plan"))
                 .caused_by(source)
         };
-        let told = host.spawn(HostCommand::new(&path).arg("--version")).await.map_err(missing)?.output(VERSION_BYTES).await?;
+        let told =
+            host.spawn(HostCommand::new(&path).arg("--version")).await.map_err(missing)?.output(VERSION_BYTES).await?;
         let version = told.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("?");
         let same = saved.is_none_or(|saved| minor(&saved.version) == minor(version));
         Ok(Self { path, shown: format!("{product} {version}"), same })

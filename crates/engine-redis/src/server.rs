@@ -97,7 +97,8 @@ impl Info {
         let mut info = Self::default();
         for (name, value) in text.lines().filter_map(|line| line.trim_end().split_once(':')) {
             if name == "module" {
-                let field = |wanted: &str| value.split(',').find_map(|pair| pair.strip_prefix(wanted)).unwrap_or_default();
+                let field =
+                    |wanted: &str| value.split(',').find_map(|pair| pair.strip_prefix(wanted)).unwrap_or_default();
                 info.modules.insert(field("name=").to_owned(), field("ver=").to_owned());
             }
             info.fields.insert(name.to_owned(), value.to_owned());

@@ -7,11 +7,11 @@ mod replication;
 
 use std::path::Path;
 
+use backup_core::RunContext;
 use backup_core::error::{ErrorKind, Result};
 use backup_core::evidence::Evidence;
 use backup_core::host::Host;
 use backup_core::position::Position;
-use backup_core::RunContext;
 use bytes::Bytes;
 
 use crate::server::Server;
@@ -34,7 +34,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// When no way is allowed, or the server fails to make one.
-    pub(crate) async fn begin(cx: &RunContext, server: &Server, host: &dyn Host, data_dir: Option<&Path>) -> Result<Self> {
+    pub(crate) async fn begin(
+        cx: &RunContext,
+        server: &Server,
+        host: &dyn Host,
+        data_dir: Option<&Path>,
+    ) -> Result<Self> {
         let refused = match Replication::begin(cx, server).await {
             Ok(replication) => return Ok(Self::Replicated(replication)),
             Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => error,

@@ -38,10 +38,13 @@ pub(crate) struct Files {
 impl Redis {
     /// Looks where the files go, and whether the server can read them. Changes nothing.
     pub(crate) async fn files(&self, cx: &RunContext, details: &Details) -> Result<Files> {
-        let service = self.settings.service.clone().ok_or_else(|| Error::new(ErrorKind::Internal, "no `stop` and `start`"))?;
+        let service =
+            self.settings.service.clone().ok_or_else(|| Error::new(ErrorKind::Internal, "no `stop` and `start`"))?;
         let mut target = Running::look(self, cx).await?;
         let newest = newest_rdb(&target);
-        if details.rdb_format == "Valkey" && target.product.flavour() != crate::rdb::Flavour::Valkey || details.rdb_version > newest {
+        if details.rdb_format == "Valkey" && target.product.flavour() != crate::rdb::Flavour::Valkey
+            || details.rdb_version > newest
+        {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("{} cannot read RDB version {} of {}", target.product, details.rdb_version, details.rdb_format),
@@ -60,8 +63,9 @@ impl Redis {
             None => PathBuf::from(told(connection, "dir").await?),
         };
         let folder = self.host.local_path(&folder).ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, format!("{} is not visible from here", folder.display()))
-                .hint("name the folder that this machine sees as `data_dir`, or leave `stop` and `start` out of the plan")
+            Error::new(ErrorKind::Unsupported, format!("{} is not visible from here", folder.display())).hint(
+                "name the folder that this machine sees as `data_dir`, or leave `stop` and `start` out of the plan",
+            )
         })?;
         let dump = folder.join(told(connection, "dbfilename").await?);
         let append_only = if told(connection, "appendonly").await? == "yes" {
@@ -112,7 +116,9 @@ impl Files {
         let mut steps = vec![format!("stop the server: {}", self.service.stop.join(" "))];
         steps.push(format!("move what it would load aside, to names that end in `.{ASIDE}`"));
         steps.push(match &self.append_only {
-            Some((folder, _)) => format!("write the backup as the base of the append-only files in {}", folder.display()),
+            Some((folder, _)) => {
+                format!("write the backup as the base of the append-only files in {}", folder.display())
+            }
             None => format!("write {}", self.dump.display()),
         });
         steps.push(format!("start the server: {}", self.service.start.join(" ")));
@@ -120,10 +126,17 @@ impl Files {
     }
 
     /// Stops, replaces, starts, and looks. Cancelling is possible until the server is stopped.
-    pub(crate) async fn put(&self, redis: &Redis, cx: &RunContext, rdb: &Path, summary: &RdbSummary) -> Result<RestoreReport> {
+    pub(crate) async fn put(
+        &self,
+        redis: &Redis,
+        cx: &RunContext,
+        rdb: &Path,
+        summary: &RdbSummary,
+    ) -> Result<RestoreReport> {
         // Copied to the right file system while the server still runs.
         let staged = tempfile::Builder::new().prefix(".stackward-").tempdir_in(&self.folder);
-        let staged = staged.map_err(|source| Error::io("cannot write into the server's folder", &self.folder, source))?;
+        let staged =
+            staged.map_err(|source| Error::io("cannot write into the server's folder", &self.folder, source))?;
         let file = staged.path().join("rdb");
         cx.unless_cancelled(async {
             let failed = |source| Error::io("cannot write into the server's folder", &file, source);
@@ -157,7 +170,8 @@ impl Files {
         for path in self.names().into_iter().flatten().filter(|path| path.exists()) {
             let aside = aside(path);
             remove(&aside)?;
-            std::fs::rename(path, &aside).map_err(|source| Error::io("cannot move the old data aside", path, source))?;
+            std::fs::rename(path, &aside)
+                .map_err(|source| Error::io("cannot move the old data aside", path, source))?;
         }
         let place = match &self.append_only {
             None => self.dump.clone(),
@@ -171,7 +185,8 @@ impl Files {
                 folder.join(form.base)
             }
         };
-        std::fs::rename(file, &place).map_err(|source| Error::io("cannot put the backup in its place", &place, source))?;
+        std::fs::rename(file, &place)
+            .map_err(|source| Error::io("cannot put the backup in its place", &place, source))?;
         self.give(&place)
     }
 
@@ -193,14 +208,17 @@ impl Files {
         for (database, counts) in &summary.databases {
             let held = keyspace.get(database).copied().unwrap_or(0);
             if held + counts.expiring < counts.total() {
-                let message = format!("db{database} holds {held} keys after the restart, {} were saved", counts.total());
+                let message =
+                    format!("db{database} holds {held} keys after the restart, {} were saved", counts.total());
                 return Err(Error::new(ErrorKind::Incomplete, message));
             }
             report.restored.push(format!("{held} keys of db{database} on {}", redis.server.describe()));
             report.items += held;
         }
         for path in self.names().into_iter().flatten().map(aside).filter(|path| path.exists()) {
-            report.warnings.push(format!("what the server held is in {}: remove it when you do not need it", path.display()));
+            report
+                .warnings
+                .push(format!("what the server held is in {}: remove it when you do not need it", path.display()));
         }
         Ok(report)
     }
@@ -215,14 +233,18 @@ impl Files {
                 let aside = aside(path);
                 remove(path)?;
                 if aside.exists() {
-                    std::fs::rename(&aside, path).map_err(|source| Error::io("cannot put the old data back", path, source))?;
+                    std::fs::rename(&aside, path)
+                        .map_err(|source| Error::io("cannot put the old data back", path, source))?;
                 }
             }
             run(&*redis.host, &self.service.start).await
         };
         match undone.await {
             Ok(()) => error.hint("the server runs again on what it held before"),
-            Err(why) => error.hint(format!("the server could not be set back ({}): its old data is in files that end in `.{ASIDE}`", why.chain())),
+            Err(why) => error.hint(format!(
+                "the server could not be set back ({}): its old data is in files that end in `.{ASIDE}`",
+                why.chain()
+            )),
         }
     }
 }
@@ -237,7 +259,9 @@ fn aside(path: &Path) -> PathBuf {
 fn remove(path: &Path) -> Result<()> {
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::io("cannot remove old data", path, source)),
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("cannot remove old data", path, source))
+        }
         _ => Ok(()),
     }
 }

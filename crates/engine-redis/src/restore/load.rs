@@ -45,7 +45,8 @@ impl Loaded {
 
     pub(crate) fn warnings(&self) -> Vec<String> {
         let named = self.0.incomplete.iter().take(NAMED);
-        let mut warnings: Vec<String> = named.map(|key| format!("db{}: `{}`: {}", key.database, key.key, key.why)).collect();
+        let mut warnings: Vec<String> =
+            named.map(|key| format!("db{}: `{}`: {}", key.database, key.key, key.why)).collect();
         if self.0.incomplete_total > NAMED as u64 {
             warnings.push(format!("{} keys were restored without something that they had", self.0.incomplete_total));
         }
@@ -120,8 +121,12 @@ async fn read_answers(reader: &mut Replies) -> Result<u64> {
 /// Fails when a key could not be expressed, or was dropped: a server whose memory is full may do so without a word.
 async fn check(observer: &mut Connection, summary: &ExportSummary, evicted_before: u64) -> Result<()> {
     if summary.refused_total > 0 {
-        let named: Vec<String> =
-            summary.refused.iter().take(NAMED).map(|key| format!("db{}: `{}`: {}", key.database, key.key, key.why)).collect();
+        let named: Vec<String> = summary
+            .refused
+            .iter()
+            .take(NAMED)
+            .map(|key| format!("db{}: `{}`: {}", key.database, key.key, key.why))
+            .collect();
         let message = format!("{} keys cannot be loaded by commands: {}", summary.refused_total, named.join("; "));
         return Err(Error::new(ErrorKind::Unsupported, message)
             .hint("restore into a folder and let a server of the same version start on it, or name `stop` and `start` in the plan"));

@@ -32,7 +32,12 @@ pub(crate) struct SavedFile {
 
 impl SavedFile {
     /// Makes the server save, waits until it has, and opens the file.
-    pub(crate) async fn make(cx: &RunContext, server: &Server, host: &dyn Host, data_dir: Option<&Path>) -> Result<Self> {
+    pub(crate) async fn make(
+        cx: &RunContext,
+        server: &Server,
+        host: &dyn Host,
+        data_dir: Option<&Path>,
+    ) -> Result<Self> {
         let mut connection = server.connect(cx).await?;
         let path = dump_file(&mut connection, host, data_dir).await?;
         cx.step("waiting for BGSAVE");
@@ -60,7 +65,10 @@ impl SavedFile {
         let failed = |source| Error::io("cannot read the server's dump file", &self.path, source);
         let count = (&mut self.file).take(left as u64).read_buf(&mut piece).await.map_err(failed)?;
         if count == 0 {
-            return Err(Error::new(ErrorKind::Incomplete, format!("{} became shorter while it was read", self.path.display())));
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("{} became shorter while it was read", self.path.display()),
+            ));
         }
         self.passed += count as u64;
         Ok(Some(piece.freeze()))
@@ -89,8 +97,11 @@ async fn dump_file(connection: &mut Connection, host: &dyn Host, data_dir: Optio
     let name = setting(connection, "dbfilename").await?.unwrap_or_else(|| DEFAULT_FILE.to_owned());
     let path = folder.join(name);
     host.local_path(&path).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("{} of {} is not visible from here", path.display(), host.describe()))
-            .hint("name the folder that this machine sees as `data_dir`, or allow replication to the plan's user")
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{} of {} is not visible from here", path.display(), host.describe()),
+        )
+        .hint("name the folder that this machine sees as `data_dir`, or allow replication to the plan's user")
     })
 }
 
@@ -108,8 +119,9 @@ async fn save(connection: &mut Connection) -> Result<Option<u64>> {
         }
         let after = settled(connection).await?;
         if after.get("rdb_last_bgsave_status") != Some("ok") {
-            return Err(Error::new(ErrorKind::Tool, "the server's BGSAVE failed")
-                .hint("look into the server's log for why: most likely its disk is full, or its folder is not writable"));
+            return Err(Error::new(ErrorKind::Tool, "the server's BGSAVE failed").hint(
+                "look into the server's log for why: most likely its disk is full, or its folder is not writable",
+            ));
         }
         // Servers before 7.0 do not count; then the status, asked after the child's end, must do.
         if let (Some(before), Some(after)) = (before.number("rdb_saves"), after.number("rdb_saves"))

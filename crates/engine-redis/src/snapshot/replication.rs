@@ -55,8 +55,7 @@ impl Replication {
         };
         introduce(&mut connection, version.as_deref().unwrap_or(ANNOUNCED_VERSION)).await?;
         cx.step("waiting for the server's snapshot");
-        let position = ask_for_everything(&mut connection).await?;
-        let framing = framing(&preamble(&mut connection, "SYNC").await?)?;
+        let (position, framing) = ask_for_everything(&mut connection).await?;
         if matches!(framing, Framing::Length(_)) {
             cx.warn(
                 "the server has `repl-diskless-sync no`, so it wrote this snapshot to its own dump file, as BGSAVE does; \
@@ -119,14 +118,16 @@ async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
     Ok(())
 }
 
-async fn ask_for_everything(connection: &mut Connection) -> Result<Option<Position>> {
+async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Framing)> {
     connection.writer.send(&["PSYNC", "?", "-1"]).await?;
     match preamble(connection, "PSYNC").await {
-        Ok(line) => full_resync(&line).map(Some),
+        // A server knows PSYNC by its name alone: a renamed one is SYNC to it, and has no position.
+        Ok(line) if line.starts_with('$') => Ok((None, framing(&line)?)),
+        Ok(line) => Ok((Some(full_resync(&line)?), framing(&preamble(connection, "PSYNC").await?)?)),
         // Older, renamed or forbidden: SYNC needs no more than PSYNC, and may still be there.
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
             connection.writer.send(&["SYNC"]).await?;
-            Ok(None)
+            Ok((None, framing(&preamble(connection, "SYNC").await?)?))
         }
         Err(error) => Err(error),
     }

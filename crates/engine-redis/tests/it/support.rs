@@ -7,7 +7,7 @@ use backup_core::engine::{Engine, EngineSetup, Existing, Place, RestoreReport, R
 use backup_core::error::Result;
 use backup_core::event::Recorder;
 use backup_core::host::LocalHost;
-use backup_core::manifest::{Manifest, SourceRecord};
+use backup_core::manifest::{ArtifactRecord, Manifest, SourceRecord};
 use backup_core::plan::{Node, OnFailure};
 use backup_core::run::{RunOptions, Task, run};
 use backup_core::sink::Sink;
@@ -17,6 +17,17 @@ use engine_redis::REDIS;
 
 pub(crate) fn source() -> SourceName {
     SourceName::new("cache").unwrap()
+}
+
+pub(crate) fn artifact(name: &str) -> ArtifactName {
+    ArtifactName::new(name).unwrap()
+}
+
+/// The field `password` of a configuration, and the file that it names.
+pub(crate) fn password(password: &str) -> (String, tempfile::NamedTempFile) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, password).unwrap();
+    (format!("password: {{ file: {} }}", file.path().display()), file)
 }
 
 pub(crate) fn context() -> RunContext {
@@ -71,12 +82,16 @@ impl Saved {
         self.record().warnings.join("\n")
     }
 
+    pub(crate) fn dump(&self) -> &ArtifactRecord {
+        self.record().artifact(&artifact("dump.rdb")).unwrap()
+    }
+
     pub(crate) fn detail(&self, name: &str) -> &serde_json::Value {
         &self.record().details[name]
     }
 
     pub(crate) async fn text(&self, artifact: &str) -> String {
-        let bytes = self.reader().await.read(&ArtifactName::new(artifact).unwrap(), 1 << 24).await.unwrap();
+        let bytes = self.reader().await.read(&self::artifact(artifact), 1 << 24).await.unwrap();
         String::from_utf8(bytes).unwrap()
     }
 }
