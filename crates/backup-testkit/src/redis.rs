@@ -51,23 +51,34 @@ impl PrivateRedis {
         server
     }
 
-    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill), on the files that it left.
+    /// Starts it again after [`kill`](Self::kill), on the files that it left, and waits until it has loaded them.
     ///
     /// # Panics
     /// When it does not start.
     pub fn launch(&self) {
-        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
-        let mut command = command(&program());
-        command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
-        let mut child = command.spawn().expect("start the server");
+        self.relaunch_without_waiting();
         let started = Instant::now();
         // An answer of any kind: a password may be asked for.
         while self.try_call(&["PING"]).is_err_and(|error| error.contains("onnect") || error.contains("LOADING")) {
-            let ended = child.try_wait().expect("the server's state").is_some();
-            assert!(!ended && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
+            assert!(self.runs() && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
             std::thread::sleep(POLL);
         }
-        *self.child.lock().expect("nobody panicked") = Some(child);
+    }
+
+    /// As [`launch`](Self::launch), but returns when the process has started, whatever it does.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn relaunch_without_waiting(&self) {
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
+        let mut command = command(&program());
+        command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
+    }
+
+    fn runs(&self) -> bool {
+        let mut child = self.child.lock().expect("nobody panicked");
+        child.as_mut().is_some_and(|child| child.try_wait().expect("the server's state").is_none())
     }
 
     /// Kills it, as a crash would, and waits until it is gone.

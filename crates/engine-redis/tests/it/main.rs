@@ -3,5 +3,6 @@
 
 mod backup;
 mod conformance;
+mod faults;
 mod restore;
 mod support;
