@@ -55,6 +55,9 @@ pub(super) struct Zipmap<'a> {
     left: u64,
     unused: u64,
     next: Role,
+    /// The pairs that the header claims, when they were few enough to be counted in a byte, and those seen.
+    claimed: Option<u64>,
+    seen: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -64,10 +67,11 @@ enum Role {
 }
 
 impl<'a> Zipmap<'a> {
-    /// Reads the header: a count that is not to be relied on.
+    /// Reads the header: a count.
     pub(super) fn open(packed: &'a mut (dyn Pull + 'a)) -> Result<Self> {
-        packed.byte()?;
-        Ok(Self { packed, left: 0, unused: 0, next: Role::Field })
+        let count = packed.byte()?;
+        let claimed = (count < LONG).then_some(u64::from(count));
+        Ok(Self { packed, left: 0, unused: 0, next: Role::Field, claimed, seen: 0 })
     }
 }
 
@@ -76,7 +80,14 @@ impl Elements for Zipmap<'_> {
         self.packed.skip(self.left + self.unused)?;
         (self.left, self.unused) = (0, 0);
         let length = match (self.packed.byte()?, self.next) {
-            (END, Role::Field) if self.packed.left() == 0 => return Ok(None),
+            (END, Role::Field) if self.packed.left() == 0 => {
+                return match self.claimed {
+                    Some(claimed) if claimed != self.seen => {
+                        Err(self.packed.damaged("a zipmap has another count than it claims"))
+                    }
+                    _ => Ok(None),
+                };
+            }
             (END, _) => return Err(self.packed.damaged("a zipmap ends in the middle")),
             (LONG, _) => u64::from(u32::from_le_bytes(self.packed.array()?)),
             (short, _) => u64::from(short),
@@ -85,6 +96,7 @@ impl Elements for Zipmap<'_> {
             Role::Field => Role::Value,
             Role::Value => {
                 self.unused = u64::from(self.packed.byte()?);
+                self.seen += 1;
                 Role::Field
             }
         };

@@ -107,22 +107,23 @@ impl Item<'_> {
         match self {
             Self::Integer(number) => Ok(number),
             Self::Bytes(source) => {
-                let damage = source.damaged("an integer was expected");
-                let text = Item::Bytes(source).small(NUMBER_TEXT_MAX, "an integer was expected")?;
-                std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).ok_or(damage)
+                let what = "an integer was expected";
+                let text = Item::Bytes(source).small(NUMBER_TEXT_MAX, what)?;
+                let number = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+                number.ok_or_else(|| Error::new(ErrorKind::Damaged, what))
             }
         }
     }
 
     /// The text of a floating-point number that it must be.
     pub(super) fn number_text(self) -> Result<Vec<u8>> {
-        let damage = match &self {
-            Self::Integer(number) => return Ok(number.to_string().into_bytes()),
-            Self::Bytes(source) => source.damaged("a score is not a number"),
-        };
-        let text = self.small(NUMBER_TEXT_MAX, "a score is not a number")?;
+        if let Self::Integer(number) = self {
+            return Ok(number.to_string().into_bytes());
+        }
+        let what = "a score is not a number";
+        let text = self.small(NUMBER_TEXT_MAX, what)?;
         let number: Option<f64> = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
-        if number.is_some_and(|number| !number.is_nan()) { Ok(text) } else { Err(damage) }
+        if number.is_some_and(|number| !number.is_nan()) { Ok(text) } else { Err(Error::new(ErrorKind::Damaged, what)) }
     }
 }
 
@@ -135,8 +136,8 @@ pub(super) trait Elements {
 
     /// The next element, which must be there.
     fn must(&mut self) -> Result<Item<'_>> {
-        let damage = self.damage("a packed value ends in the middle of an element");
-        self.next()?.ok_or(damage)
+        // The walk adds the offset: asking for it here would borrow twice.
+        self.next()?.ok_or_else(|| Error::new(ErrorKind::Damaged, "a packed value ends in the middle of an element"))
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) fn walk(reader: impl Read, visitor: &mut dyn Visitor) -> Result<Walke
     let (flavour, version) = magic(&mut input)?;
     visitor.begin(flavour, version);
     let mut state = State { flavour, version, database: 0, expires_ms: None, metadata: Metadata::None };
-    while state.step(&mut input, visitor)? == Next::More {}
+    while state.step(&mut input, visitor).map_err(|error| placed(error, &input))? == Next::More {}
     let checksum = if version < FIRST_WITH_CHECKSUM { Checksum::Off } else { check(&mut input)? };
     if !input.at_end()? {
         return Err(input.damaged("something follows the end of the RDB"));
@@ -214,6 +214,12 @@ impl State {
         };
         visitor.key(input, head)
     }
+}
+
+/// Adds where it happened to damage that does not say so yet.
+fn placed(error: Error, input: &Input<'_>) -> Error {
+    let said = error.context().iter().any(|(name, _)| *name == "offset");
+    if error.kind() == ErrorKind::Damaged && !said { error.with("offset", input.offset()) } else { error }
 }
 
 /// Passes over numbers that nobody needs.

@@ -4,7 +4,7 @@ use backup_core::ErrorKind;
 use engine_redis::rdb::{Checksum, ExportOptions, Target, export, scan};
 use proptest::prelude::*;
 
-use crate::bytes::Rdb;
+use crate::bytes::{Rdb, listpack, text};
 use crate::encodings;
 use crate::fill::{Amount, fill};
 use crate::round_trip::options;
@@ -68,6 +68,12 @@ fn lengths_that_cannot_be_are_damage_and_cost_nothing() {
         start().key(18, "k").raw(&huge).end(),
         start().key(24, "k").raw(&[0; 8]).raw(&huge).end(),
         start().key(21, "k").raw(&huge).end(),
+        start().key(20, "k").string(&listpack(&[b"\xf0\xff\xff\xff\x7f"])).end(),
+        start().key(16, "k").string(&listpack(&[&text("field without a value")])).end(),
+        start().key(17, "k").string(&listpack(&[&text("member"), &text("no number")])).end(),
+        start().key(17, "k").string(&listpack(&[&text("member"), &text("nan")])).end(),
+        start().key(20, "k").string(b"\x0a\0\0\0\x02\0\x81a\x02\xff").end(),
+        start().key(20, "k").string(b"\x0a\0\0\0\x01\0\x81a\x03\xff").end(),
         start().key(0, "k").raw(&[0xc3]).raw(&huge).raw(&huge).end(),
         start().key(11, "k").string(b"\x08\0\0\0\xff\xff\xff\x1f").end(),
         Rdb::new("REDIS0011").raw(&[254]).raw(&huge).end(),
@@ -76,6 +82,7 @@ fn lengths_that_cannot_be_are_damage_and_cost_nothing() {
         // A packed form is opened by the export only.
         let error = export(&rdb[..], &newest(), &mut std::io::sink()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Damaged, "{rdb:x?}: {error}");
+        assert_eq!(error.context()[0].0, "offset", "{error}");
     }
     assert_eq!(scan(&b""[..], 0).unwrap_err().kind(), ErrorKind::Damaged);
     assert!(scan(&b"PGDMP 1.14"[..], 0).unwrap_err().to_string().contains("not an RDB"));
@@ -126,12 +133,12 @@ async fn altered_files_of_a_server_do_no_harm() {
     let server = Server::start().await;
     let mut connection = server.connect();
     fill(&mut connection, Amount::Little);
-    connection.words("DEL s:noise s:zeros s:compressible l:lengths set:large h:large z:large x:large l:plain l:many");
+    connection.words("DEL s:noise s:zeros s:compressible l:lengths set:large h:large z:large x:large l:plain l:many h:many z:many set:many");
     let mut rdb = server.save();
     let length = rdb.len();
     rdb[length - 8..].fill(0);
     assert_eq!(scan(&rdb[..], 0).unwrap().checksum, Checksum::Off, "so that what is inside is reached");
-    for position in 0..length {
+    for position in (0..length).step_by(3) {
         let original = rdb[position];
         rdb[position] = original.wrapping_add(1 + (position % 255) as u8);
         survive(&rdb);

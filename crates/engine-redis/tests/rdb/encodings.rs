@@ -37,7 +37,8 @@ fn lines(rdb: &[u8], options: &ExportOptions) -> Vec<String> {
 /// Every form before Redis 7.0, as version 9 of the format.
 pub(crate) fn old_forms() -> Vec<u8> {
     let zipmap =
-        [&b"\x02\x01a\x03\x00one\x02bb\x02\x03two\0\0\0"[..], &[0xfe, 3, 0, 0, 0], b"ccc\x01\x00x\xff"].concat();
+        [&b"\x03\x01a\x03\x00one\x02bb\x03\x03two\0\0\0"[..], &[0xfe, 254, 0, 0, 0], &[b'c'; 254], b"\x01\x00x\xff"]
+            .concat();
     let intset = |width: u32, members: &[i64]| {
         let mut set = [width.to_le_bytes(), (members.len() as u32).to_le_bytes()].concat();
         for member in members {
@@ -187,8 +188,13 @@ fn stream(form: u8) -> Vec<u8> {
     }
     rdb = rdb.raw(&[1]).raw(&pending);
     if form == 26 {
-        rdb =
-            rdb.raw(&[100, 100]).raw(&[1]).string(b"producer").raw(&[1]).string(b"message").raw(&[0x43, 0xe8, 7, 1, 0]);
+        rdb = rdb
+            .raw(&[60, 0x40, 100])
+            .raw(&[1])
+            .string(b"producer")
+            .raw(&[1])
+            .string(b"message")
+            .raw(&[0x43, 0xe8, 7, 1, 0]);
     }
     rdb.end()
 }

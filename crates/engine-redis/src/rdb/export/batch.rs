@@ -3,6 +3,7 @@
 //! Invariant: what is gathered stays below [`BATCH_BYTES`]; a larger element gets a command of its own and is passed
 //! through, or held in a file when its place in the command comes later than its place in the RDB.
 
+use std::io::Write;
 use std::ops::Range;
 
 use backup_core::Result;
@@ -134,7 +135,7 @@ impl<'a, 'o> Batch<'a, 'o> {
 
     fn encode_first(&mut self) -> Result<()> {
         let Buffers { encoded, first, .. } = &mut *self.buffers;
-        encoded.extend_from_slice(format!("${}\r\n", first.len()).as_bytes());
+        write!(encoded, "${}\r\n", first.len()).map_err(cannot_write)?;
         first.each(0, first.len(), &mut |piece| {
             encoded.extend_from_slice(piece);
             Ok(())
@@ -207,7 +208,7 @@ impl<'a, 'o> Batch<'a, 'o> {
 
 /// Appends an element as an argument.
 fn encode(encoded: &mut Vec<u8>, item: Item<'_>) -> Result<()> {
-    encoded.extend_from_slice(format!("${}\r\n", item.len()).as_bytes());
+    write!(encoded, "${}\r\n", item.len()).map_err(cannot_write)?;
     item.each(&mut |piece| {
         encoded.extend_from_slice(piece);
         Ok(())
