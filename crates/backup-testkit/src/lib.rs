@@ -9,10 +9,12 @@ mod disturbed_sink;
 mod faulty_store;
 mod memory_sink;
 pub mod postgres;
+pub mod redis;
 pub mod sink_suite;
 
 pub use disturbed_sink::{Action, Disturbance, DisturbedSink};
 pub use faulty_store::{Fault, FaultyStore};
 pub use memory_sink::MemorySink;
 pub use postgres::PrivatePostgres;
+pub use redis::PrivateRedis;
 pub use sink_suite::{ScriptedSource, noise};

@@ -278,6 +278,12 @@ impl fmt::Debug for PrivatePostgres {
 #[derive(Debug)]
 pub struct Background(std::process::Child);
 
+impl Background {
+    pub(crate) fn new(child: std::process::Child) -> Self {
+        Self(child)
+    }
+}
+
 impl Drop for Background {
     fn drop(&mut self) {
         let _gone = self.0.kill();

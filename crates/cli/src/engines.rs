@@ -10,4 +10,6 @@ pub const ENGINES: &[EngineDescriptor] = &[
     engine_files::SQLITE,
     #[cfg(feature = "postgres")]
     engine_postgres::POSTGRES,
+    #[cfg(feature = "redis")]
+    engine_redis::REDIS,
 ];

@@ -1,0 +1,269 @@
+//! Private Redis (or Valkey) servers for tests: real, in a temporary folder, on a unix socket only, gone when dropped.
+//!
+//! Invariant: a server listens on no network, shares nothing with other servers, and does not outlive its value.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Selects another server program than `redis-server` in `PATH`: another version, or Valkey.
+pub const SERVER_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
+const DEFAULT_SERVER: &str = "redis-server";
+const CLIENT: &str = "redis-cli";
+/// A server that needs longer than this to start will not start.
+const START_LIMIT: Duration = Duration::from_mins(1);
+/// How often a condition is looked at again while waiting for the server.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A running server that saves nothing by itself.
+pub struct PrivateRedis {
+    folder: tempfile::TempDir,
+    child: Mutex<Option<Child>>,
+    password: Option<String>,
+}
+
+impl PrivateRedis {
+    /// Starts an empty server.
+    ///
+    /// # Panics
+    /// When Redis is not installed (the message has the command that installs it), or does not start.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with_options(&[])
+    }
+
+    /// Starts an empty server with these directives in its configuration file, values as the file would have them.
+    ///
+    /// # Panics
+    /// As [`PrivateRedis::start`].
+    #[must_use]
+    pub fn with_options(options: &[(&str, &str)]) -> Self {
+        // The path of a unix socket has at most 107 bytes: a short folder.
+        let folder = tempfile::Builder::new().prefix("swrd-").tempdir_in("/tmp").expect("a temporary folder");
+        let password = options.iter().find(|(name, _)| *name == "requirepass").map(|(_, value)| (*value).to_owned());
+        let server = Self { folder, child: Mutex::default(), password };
+        server.write_configuration(options);
+        std::fs::create_dir(server.data_folder()).expect("a data folder");
+        server.launch();
+        server
+    }
+
+    /// Starts it again after [`kill`](Self::kill), on the files that it left, and waits until it has loaded them.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn launch(&self) {
+        self.relaunch_without_waiting();
+        let started = Instant::now();
+        // An answer of any kind: a password may be asked for.
+        while self.try_call(&["PING"]).is_err_and(|error| error.contains("onnect") || error.contains("LOADING")) {
+            assert!(self.runs() && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// As [`launch`](Self::launch), but returns when the process has started, whatever it does.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn relaunch_without_waiting(&self) {
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
+        let mut command = command(&program());
+        command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
+    }
+
+    fn runs(&self) -> bool {
+        let mut child = self.child.lock().expect("nobody panicked");
+        child.as_mut().is_some_and(|child| child.try_wait().expect("the server's state").is_none())
+    }
+
+    /// Kills it, as a crash would, and waits until it is gone.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child.lock().expect("nobody panicked").take() {
+            child.kill().expect("kill the server");
+            child.wait().expect("the server ends");
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.pid(), signal).expect("signal the server");
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> rustix::process::Pid {
+        let child = self.child.lock().expect("nobody panicked");
+        rustix::process::Pid::from_child(child.as_ref().expect("the server runs"))
+    }
+
+    /// The path of its unix socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// The folder that the server saves into.
+    #[must_use]
+    pub fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.path().join("conf")
+    }
+
+    /// What it logged since it was launched.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Runs one command and returns the answer as `redis-cli` prints it.
+    ///
+    /// # Panics
+    /// When the server answers with an error.
+    pub fn call(&self, arguments: &[&str]) -> String {
+        self.try_call(arguments).unwrap_or_else(|error| panic!("{error}: {arguments:?}"))
+    }
+
+    /// As [`call`](Self::call), but an error is returned.
+    ///
+    /// # Panics
+    /// When `redis-cli` cannot be run.
+    pub fn try_call(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut client = self.client();
+        client.arg("-e").args(arguments);
+        let output = client.stdin(Stdio::null()).output().expect("run redis-cli");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\n').to_owned();
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(text(&output.stdout) + &text(&output.stderr))
+        }
+    }
+
+    /// Sends commands in bulk: one per line, words separated by spaces, as `redis-cli --pipe` takes them.
+    ///
+    /// # Panics
+    /// When one of them fails.
+    pub fn pipe(&self, commands: &str) {
+        let mut client = self.client();
+        client.arg("--pipe").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = client.spawn().expect("start redis-cli");
+        let mut stdin = child.stdin.take().expect("piped");
+        let text = commands.to_owned();
+        let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
+        let output = child.wait_with_output().expect("redis-cli ends");
+        writer.join().expect("the writer of redis-cli's input").expect("redis-cli reads its input");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// Fills database 0 with `count` strings `key:N` of `size` bytes each.
+    ///
+    /// # Panics
+    /// When the server refuses them.
+    pub fn fill(&self, count: usize, size: usize) {
+        self.call(&["DEBUG", "POPULATE", &count.to_string(), "key", &size.to_string()]);
+    }
+
+    /// The server's digest of all its data: equal for two servers of one version that hold the same.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        self.call(&["DEBUG", "DIGEST"])
+    }
+
+    /// Starts `redis-benchmark` on this server and lets it run.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn benchmark_in_background(&self, arguments: &[&str]) -> crate::postgres::Background {
+        let mut benchmark = command(Path::new("redis-benchmark"));
+        benchmark.arg("-s").arg(self.socket()).args(arguments);
+        benchmark.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        crate::postgres::Background::new(benchmark.spawn().expect("start redis-benchmark"))
+    }
+
+    fn client(&self) -> Command {
+        let mut client = command(Path::new(CLIENT));
+        client.arg("-s").arg(self.socket());
+        if let Some(password) = &self.password {
+            client.env("REDISCLI_AUTH", password);
+        }
+        client
+    }
+
+    fn write_configuration(&self, options: &[(&str, &str)]) {
+        let mut text = format!(
+            "port 0\nunixsocket {}\ndir {}\nsave \"\"\nenable-debug-command local\nrepl-diskless-sync-delay 0\n",
+            self.socket().display(),
+            self.data_folder().display()
+        );
+        for (name, value) in options {
+            text.push_str(&format!("{name} {value}\n"));
+        }
+        std::fs::write(self.configuration(), text).expect("write the configuration");
+    }
+}
+
+impl Drop for PrivateRedis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl fmt::Debug for PrivateRedis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrivateRedis").field("folder", &self.folder.path()).finish_non_exhaustive()
+    }
+}
+
+fn program() -> PathBuf {
+    let program = std::env::var_os(SERVER_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_SERVER), PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = program.is_file() || std::env::split_paths(&path).any(|folder| folder.join(&program).is_file());
+    assert!(
+        found,
+        "there is no {}: install it with `apt-get install redis-server`, or set {SERVER_VARIABLE}",
+        program.display()
+    );
+    program
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test server is started and stopped outside of any host")]
+fn command(program: &Path) -> Command {
+    Command::new(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_private_and_gone_after_the_drop() {
+        let (one, other) = (PrivateRedis::start(), PrivateRedis::with_options(&[("requirepass", "hunter2")]));
+        one.fill(10, 3);
+        assert_eq!((one.call(&["DBSIZE"]), other.call(&["DBSIZE"])), ("10".to_owned(), "0".to_owned()));
+        assert!(one.try_call(&["NONSENSE"]).unwrap_err().contains("unknown command"));
+        let (folder, pid) = (one.data_folder(), one.pid());
+        drop(one);
+        assert!(!folder.exists());
+        assert!(rustix::process::test_kill_process(pid).is_err());
+    }
+}

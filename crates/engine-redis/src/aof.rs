@@ -1,0 +1,186 @@
+//! The append-only files of a server on this machine, saved while it writes them.
+//!
+//! A server with several files (Redis 7) lists them in a manifest, which it replaces whenever the set changes. So: read the
+//! manifest, open every file of it, note the last one's length, and read the manifest again. When it is the same, all of
+//! them were the set at that moment; open files cannot be taken away by a rewrite, and what is appended later is left out.
+//! Invariant: nothing is changed on the server, so nothing needs to be set back, whatever happens to us.
+
+use std::path::{Path, PathBuf};
+
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::evidence::Evidence;
+use backup_core::host::Host;
+use backup_core::sink::ChunkHint;
+use backup_core::{ArtifactName, BackupWriter, RunContext};
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
+
+use crate::connection::Connection;
+use crate::server::setting;
+
+/// The folder of these artifacts.
+const FOLDER: &str = "aof";
+const DEFAULT_NAME: &str = "appendonly.aof";
+/// A manifest lists a handful of files.
+const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
+/// How often we start again because a rewrite changed the set meanwhile.
+const ATTEMPTS: usize = 10;
+
+/// Where a server keeps its append-only files, as this machine sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// Several files and their manifest.
+    Folder { folder: PathBuf, manifest: String },
+    /// The one file of servers before 7.0.
+    File(PathBuf),
+}
+
+/// Asks where they are, and looks whether they are there.
+///
+/// # Errors
+/// When the server keeps none, does not tell, or runs where this machine does not see its files.
+pub(crate) async fn locate(connection: &mut Connection, host: &dyn Host, data_dir: Option<&Path>) -> Result<Location> {
+    if setting(connection, "appendonly").await?.as_deref() != Some("yes") {
+        return Err(Error::new(ErrorKind::Unsupported, "the server keeps no append-only file, or does not tell")
+            .hint("leave `aof` out of `modes`; or set `appendonly yes`, and allow +config|get to the plan's user"));
+    }
+    let folder = match data_dir {
+        Some(folder) => folder.to_owned(),
+        None => setting(connection, "dir").await?.map(PathBuf::from).unwrap_or_default(),
+    };
+    let name = setting(connection, "appendfilename").await?.unwrap_or_else(|| DEFAULT_NAME.to_owned());
+    let location = match setting(connection, "appenddirname").await? {
+        Some(below) => {
+            Location::Folder { folder: seen(host, &folder.join(below))?, manifest: format!("{name}.manifest") }
+        }
+        None => Location::File(seen(host, &folder.join(name))?),
+    };
+    let path = match &location {
+        Location::Folder { folder, manifest } => folder.join(manifest),
+        Location::File(path) => path.clone(),
+    };
+    tokio::fs::metadata(&path).await.map_err(|source| {
+        Error::io("cannot see the append-only files", &path, source).hint(
+            "name the folder where this machine sees the server's files as `data_dir`, or leave `aof` out of `modes`",
+        )
+    })?;
+    Ok(location)
+}
+
+fn seen(host: &dyn Host, path: &Path) -> Result<PathBuf> {
+    host.local_path(path).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{} of {} is not visible from here", path.display(), host.describe()),
+        )
+        .hint("name the folder that this machine sees as `data_dir`, or leave `aof` out of `modes`")
+    })
+}
+
+/// Saves them under `aof/`.
+pub(crate) async fn save(
+    cx: &RunContext,
+    out: &BackupWriter,
+    connection: &mut Connection,
+    host: &dyn Host,
+    data_dir: Option<&Path>,
+) -> Result<()> {
+    cx.step("saving the append-only files");
+    match locate(connection, host, data_dir).await? {
+        Location::File(path) => {
+            let file = Opened::open(&path).await?;
+            store(out, DEFAULT_NAME, file).await
+        }
+        Location::Folder { folder, manifest } => {
+            let (text, files) = open_set(&folder, &manifest).await?;
+            for (name, file) in files {
+                store(out, &name, file).await?;
+            }
+            let length = text.len() as u64;
+            let name = ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(&manifest)))?;
+            let mut artifact = out.artifact(name, ChunkHint::Stream).await?;
+            artifact.write(text.into()).await?;
+            artifact.seal(Evidence::ExactLength(length)).await.map(|_| ())
+        }
+    }
+}
+
+/// Opens every file of the set, while it is the set.
+async fn open_set(folder: &Path, manifest: &str) -> Result<(String, Vec<(String, Opened)>)> {
+    let path = folder.join(manifest);
+    for _ in 0..ATTEMPTS {
+        let text = read_manifest(&path).await?;
+        let mut files = Vec::new();
+        for name in listed(&text) {
+            match Opened::open(&folder.join(&name)).await {
+                Ok(file) => files.push((name, file)),
+                // Taken away since the manifest was read: the manifest has changed, too.
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let complete = files.len() == listed(&text).count();
+        if read_manifest(&path).await? == text {
+            return if complete { Ok((text, files)) } else { Err(missing(&path)) };
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, "the server rewrote its append-only files all the time").retry_later())
+}
+
+fn missing(manifest: &Path) -> Error {
+    Error::new(ErrorKind::Incomplete, format!("a file that {} lists is not there", manifest.display()))
+        .hint("the server could not start from these files; look into its log")
+}
+
+async fn read_manifest(path: &Path) -> Result<String> {
+    let failed = |source| Error::io("cannot read the manifest of the append-only files", path, source);
+    let mut text = String::new();
+    let file = File::open(path).await.map_err(failed)?;
+    file.take(MAX_MANIFEST_BYTES).read_to_string(&mut text).await.map_err(failed)?;
+    Ok(text)
+}
+
+/// The files that a manifest lists: `file NAME seq N type b|i`. Those of the type `h` wait to be deleted.
+pub(crate) fn listed(manifest: &str) -> impl Iterator<Item = String> {
+    manifest.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let field = |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1)).copied();
+        let name = field("file")?.trim_matches('"');
+        let plain = !name.contains('/') && name != "..";
+        (plain && field("type") != Some("h")).then(|| name.to_owned())
+    })
+}
+
+/// An open file, and the length that it had.
+struct Opened {
+    file: File,
+    length: u64,
+}
+
+impl Opened {
+    async fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::io("cannot read an append-only file", path, source);
+        let file = File::open(path).await.map_err(failed)?;
+        let length = file.metadata().await.map_err(failed)?.len();
+        Ok(Self { file, length })
+    }
+}
+
+async fn store(out: &BackupWriter, name: &str, opened: Opened) -> Result<()> {
+    let name = ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(name)))?;
+    let mut artifact = out.artifact(name, ChunkHint::Stream).await?;
+    artifact.copy_from(opened.file.take(opened.length)).await?;
+    artifact.seal(Evidence::ExactLength(opened.length)).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_lists_the_files_to_load() {
+        let text = "file a.1.base.rdb seq 1 type b\nfile a.1.incr.aof seq 1 type i\nfile a.0.incr.aof seq 0 type h\n\
+                    file ../x seq 2 type i\n# comment\n";
+        assert_eq!(listed(text).collect::<Vec<_>>(), ["a.1.base.rdb", "a.1.incr.aof"]);
+    }
+}

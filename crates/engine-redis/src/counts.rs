@@ -1,0 +1,132 @@
+//! Counts of keys: what a scan of an RDB found, and what a running server holds.
+//!
+//! Invariant: a difference that expiry explains is none; any other is told.
+
+use std::collections::BTreeMap;
+
+use backup_core::error::Result;
+use backup_core::manifest::Fingerprint;
+
+use crate::connection::{Connection, Reply};
+use crate::rdb::{KeyType, RdbSummary};
+
+/// The fingerprint's group and item for libraries of functions.
+const FUNCTIONS: (&str, &str) = ("functions", "libraries");
+/// The types that a server without modules has.
+const TYPES: [KeyType; 6] =
+    [KeyType::String, KeyType::List, KeyType::Set, KeyType::SortedSet, KeyType::Hash, KeyType::Stream];
+/// How many keys a server looks at for each step of a listing.
+const SCAN_STEP: &str = "10000";
+/// How often a listing is repeated that counts more keys than there can be: a table that shrinks meanwhile answers
+/// some keys twice, and has shrunk then.
+const LISTINGS: usize = 3;
+
+/// What the keys of a database are called in the fingerprint.
+pub(crate) fn group(database: u32) -> String {
+    format!("keys of db{database}")
+}
+
+/// What a scan found, as the manifest keeps it.
+pub(crate) fn fingerprint(summary: &RdbSummary) -> Fingerprint {
+    let mut fingerprint = Fingerprint::default();
+    for (database, counts) in &summary.databases {
+        for (kind, count) in &counts.keys {
+            fingerprint.count(group(*database), kind.to_string(), *count);
+        }
+    }
+    if summary.functions > 0 {
+        fingerprint.count(FUNCTIONS.0, FUNCTIONS.1, summary.functions);
+    }
+    fingerprint
+}
+
+/// Counts what a server holds whose data stands still, to be compared with `saved`.
+pub(crate) async fn of_server(connection: &mut Connection, saved: &RdbSummary) -> Result<Fingerprint> {
+    let mut fingerprint = Fingerprint::default();
+    let keyspace = crate::server::Info::ask(connection, Some("keyspace")).await?.keyspace();
+    for database in keyspace.keys() {
+        connection.call(&["SELECT", &database.to_string()]).await?;
+        for kind in TYPES {
+            let expected =
+                saved.databases.get(database).and_then(|counts| counts.keys.get(&kind)).copied().unwrap_or(0);
+            let mut count = keys_of_type(connection, kind).await?;
+            for _ in 1..LISTINGS {
+                if count <= expected {
+                    break;
+                }
+                count = keys_of_type(connection, kind).await?;
+            }
+            if count > 0 {
+                fingerprint.count(group(*database), kind.to_string(), count);
+            }
+        }
+    }
+    let functions = libraries(connection).await?;
+    if functions > 0 {
+        fingerprint.count(FUNCTIONS.0, FUNCTIONS.1, functions);
+    }
+    Ok(fingerprint)
+}
+
+/// Libraries of functions; none on a server that knows no functions.
+pub(crate) async fn libraries(connection: &mut Connection) -> Result<u64> {
+    match connection.ask(&["FUNCTION", "LIST"]).await? {
+        Reply::Array(libraries) => Ok(libraries.len() as u64),
+        _ => Ok(0),
+    }
+}
+
+async fn keys_of_type(connection: &mut Connection, kind: KeyType) -> Result<u64> {
+    let (mut cursor, mut count) = ("0".to_owned(), 0);
+    loop {
+        let reply = connection.call(&["SCAN", &cursor, "COUNT", SCAN_STEP, "TYPE", &kind.to_string()]).await?;
+        count += reply.items().get(1).map_or(0, |keys| keys.items().len()) as u64;
+        cursor = reply.items().first().and_then(Reply::text).unwrap_or_else(|| "0".to_owned());
+        if cursor == "0" {
+            return Ok(count);
+        }
+    }
+}
+
+/// How `restored` differs from `saved` beyond expiry. `expired` is how many keys of each database had expired before
+/// the data was loaded and after it was counted: so many may be missing, and not fewer.
+pub(crate) fn differences(saved: &RdbSummary, restored: &Fingerprint, expired: &Expired) -> Vec<String> {
+    let wanted = fingerprint(saved);
+    let mut lines = Vec::new();
+    for line in wanted.differences(restored) {
+        // Told by type; kept only when the database's total is not explained.
+        let explained = saved.databases.keys().any(|database| {
+            line.starts_with(&format!("{}: ", group(*database))) && expired.explains(*database, &wanted, restored)
+        });
+        if !explained {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+/// How many keys of each database had expired, before and after.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Expired {
+    before: BTreeMap<u32, u64>,
+    after: BTreeMap<u32, u64>,
+}
+
+impl Expired {
+    /// From two scans of one RDB, with the times before and after.
+    pub(crate) fn between(before: &RdbSummary, after: &RdbSummary) -> Self {
+        let expired =
+            |summary: &RdbSummary| summary.databases.iter().map(|(id, counts)| (*id, counts.expired)).collect();
+        Self { before: expired(before), after: expired(after) }
+    }
+
+    fn explains(&self, database: u32, wanted: &Fingerprint, restored: &Fingerprint) -> bool {
+        let none = BTreeMap::new();
+        let (wanted, restored) =
+            (wanted.0.get(&group(database)).unwrap_or(&none), restored.0.get(&group(database)).unwrap_or(&none));
+        let surplus = restored.iter().any(|(kind, count)| wanted.get(kind).is_none_or(|saved| count > saved));
+        let missing = wanted.values().sum::<u64>().saturating_sub(restored.values().sum());
+        let bounds = |counts: &BTreeMap<u32, u64>| counts.get(&database).copied().unwrap_or(0);
+        !surplus && (bounds(&self.before)..=bounds(&self.after)).contains(&missing)
+    }
+}

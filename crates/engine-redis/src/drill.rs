@@ -1,0 +1,154 @@
+//! The drill: the RDB into a scratch server, then what it loaded against what was saved.
+//!
+//! Invariant: nothing outside the scratch folder is touched, and the scratch server does not outlive the drill.
+
+use std::path::Path;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use backup_core::engine::{DrillReport, Driller};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::{ArtifactName, BackupReader, RunContext};
+
+use crate::Redis;
+use crate::backup::DUMP;
+use crate::companions::ACL;
+use crate::connection::{Connection, Reply};
+use crate::counts::{self, Expired};
+use crate::inspect::{Inspection, now_ms, scan_file};
+use crate::rdb::RdbSummary;
+use crate::scratch::{Folder, Program, Scratch};
+use crate::server::Info;
+use crate::verify::{compare, is_damage};
+
+/// The access rules of many thousand users.
+const MAX_ACL_BYTES: u64 = 64 * 1024 * 1024;
+
+#[async_trait]
+impl Driller for Redis {
+    async fn drill(&self, cx: &RunContext, from: &BackupReader) -> Result<DrillReport> {
+        let program = Program::find(&*self.host, self.settings.bin.as_deref(), from.record().server.as_ref()).await?;
+        // Dropping the work kills the server and removes its folder, however it ends.
+        cx.unless_cancelled(self.run(cx, from, &program)).await
+    }
+}
+
+impl Redis {
+    async fn run(&self, cx: &RunContext, from: &BackupReader, program: &Program) -> Result<DrillReport> {
+        let mut drill = DrillReport::default();
+        let started = Instant::now();
+        let folder = Folder::make(cx.scratch())?;
+        let loaded = async {
+            let summary = spool(cx, from, &folder.dump()).await?;
+            compare(from, &summary)?;
+            refuse_modules(&summary, program)?;
+            cx.step(format!("loading it into {}", program.shown));
+            let dump = folder.dump();
+            let (scratch, connection) = Scratch::start(&*self.host, program, folder).await?;
+            Ok((summary, dump, scratch, connection))
+        };
+        let (summary, dump, _scratch, mut connection) = match loaded.await {
+            Ok(loaded) => loaded,
+            Err(error) if is_damage(&error) => {
+                drill.findings.push(format!("the backup does not load: {}", error.chain()));
+                return Ok(drill);
+            }
+            Err(error) => return Err(error),
+        };
+        drill.restore_time = started.elapsed();
+        drill.bytes = summary.bytes;
+        let other = if program.same { "" } else { ", which is not the version that was saved" };
+        drill.checked.push(format!("{} loaded it{other}", program.shown));
+        let asked = Instant::now();
+        cx.step("comparing keys");
+        count_loaded(&mut connection, &summary, &mut drill).await?;
+        let restored = counts::of_server(&mut connection, &summary).await?;
+        let after = scan_file(&dump, now_ms()).await?;
+        drill.findings.extend(counts::differences(&summary, &restored, &Expired::between(&summary, &after)));
+        drill.items = restored.0.values().flat_map(std::collections::BTreeMap::values).sum();
+        drill.checked.push(format!("{} keys and functions counted by database and type", drill.items));
+        check_access_rules(from, &mut connection, &mut drill).await?;
+        drill.check_time = asked.elapsed();
+        Ok(drill)
+    }
+}
+
+/// Writes the RDB to `path`, scanned on its way.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] when the artifact is not what was written, or no whole RDB.
+pub(crate) async fn spool(cx: &RunContext, from: &BackupReader, path: &Path) -> Result<RdbSummary> {
+    use tokio::io::AsyncWriteExt;
+    let failed = |source| Error::io("cannot write the RDB", path, source);
+    let mut options = tokio::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).await.map_err(failed)?;
+    let mut inspection = Inspection::begin(now_ms());
+    let mut reader = from.stream(&ArtifactName::new(DUMP)?).await?;
+    while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
+        file.write_all(&piece).await.map_err(failed)?;
+        cx.progress(piece.len() as u64, 0);
+        inspection.push(piece).await?;
+    }
+    file.flush().await.map_err(failed)?;
+    inspection.finish().await
+}
+
+fn refuse_modules(summary: &RdbSummary, program: &Program) -> Result<()> {
+    if summary.modules.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = summary.modules.iter().map(String::as_str).collect();
+    Err(Error::new(ErrorKind::Unsupported, format!("the backup has data of modules: {}", names.join(", ")))
+        .hint(format!("{} has no modules here; restore to a server that has them", program.shown)))
+}
+
+/// The server counts what it loads, and what it leaves out because it has expired: together, every key.
+async fn count_loaded(connection: &mut Connection, summary: &RdbSummary, drill: &mut DrillReport) -> Result<()> {
+    let info = Info::ask(connection, Some("persistence")).await?;
+    let (Some(loaded), Some(expired)) =
+        (info.number("rdb_last_load_keys_loaded"), info.number("rdb_last_load_keys_expired"))
+    else {
+        drill.checked.push("the server does not tell how many keys it loaded (it is older than 7.0)".to_owned());
+        return Ok(());
+    };
+    if loaded + expired == summary.keys() {
+        drill.checked.push(format!("the server loaded {loaded} keys and left out {expired} that had expired"));
+    } else {
+        let saved = summary.keys();
+        drill
+            .findings
+            .push(format!("{saved} keys saved, the server loaded {loaded} and left out {expired} as expired"));
+    }
+    Ok(())
+}
+
+/// Gives the scratch server every saved access rule. This comes last: it may take our own rights away.
+async fn check_access_rules(from: &BackupReader, connection: &mut Connection, drill: &mut DrillReport) -> Result<()> {
+    let name = ArtifactName::new(ACL)?;
+    if from.record().artifact(&name).is_none() {
+        return Ok(());
+    }
+    let rules = match from.read(&name, MAX_ACL_BYTES).await {
+        Ok(rules) => String::from_utf8_lossy(&rules).into_owned(),
+        Err(error) if is_damage(&error) => {
+            drill.findings.push(error.chain());
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    // The user that we are comes last, too.
+    let (own, others): (Vec<&str>, Vec<&str>) = rules.lines().partition(|line| line.starts_with("user default "));
+    let mut users = 0;
+    for line in others.into_iter().chain(own) {
+        let mut command = vec!["ACL", "SETUSER"];
+        command.extend(line.strip_prefix("user ").unwrap_or(line).split(' '));
+        users += 1;
+        // Never quoted: the line holds hashes of passwords.
+        if let Reply::Error(_) = connection.ask(&command).await? {
+            let user = command.get(2).copied().unwrap_or_default();
+            drill.findings.push(format!("the server does not accept the access rules of the user `{user}`"));
+        }
+    }
+    drill.checked.push(format!("the server accepts the access rules of {users} users"));
+    Ok(())
+}

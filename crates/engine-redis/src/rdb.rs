@@ -1,0 +1,44 @@
+//! RDB files, read natively: counted and checked ([`scan`]), or turned into commands for any server ([`export`]).
+//!
+//! Invariant: memory does not depend on the data; a length is believed only as far as bytes have come, and every wrong
+//! byte is an error with its offset, never a panic.
+//!
+//! Both functions block and pull from a [`Read`]: call them on a thread for blocking work. To cancel, let the reader
+//! fail. Versions 1 to 13 of Redis (up to 8.x) and 80 of Valkey 9 are read. The format's facts are those of rdb.h and
+//! rdb.c in redis/redis and valkey-io/valkey; each module names the file that it follows.
+
+mod blob;
+mod export;
+mod glob;
+mod input;
+mod kind;
+mod listpack;
+mod lzf;
+mod module;
+mod packed;
+mod pull;
+mod skip;
+mod stream;
+mod summary;
+mod walk;
+mod ziplist;
+
+use std::io::Read;
+
+use backup_core::Result;
+
+pub use export::{ExportOptions, ExportSummary, NAMED_MAX, RefusedKey, Target, export};
+pub use glob::Glob;
+pub use kind::KeyType;
+pub use summary::{Checksum, DatabaseCounts, Flavour, RdbSummary};
+
+/// Walks the whole structure of an RDB, checks its CRC-64 and that nothing follows; holds no value.
+///
+/// `now_ms` (milliseconds since 1970) decides which keys count as expired: those that a server would not load now.
+///
+/// # Errors
+/// [`Damaged`](backup_core::ErrorKind::Damaged) with the offset for anything that is not an RDB, is cut, or was altered;
+/// [`Unsupported`](backup_core::ErrorKind::Unsupported) for a version, a type or an opcode that is not known.
+pub fn scan(reader: impl Read, now_ms: i64) -> Result<RdbSummary> {
+    summary::scan(reader, now_ms)
+}

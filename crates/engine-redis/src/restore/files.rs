@@ -1,0 +1,298 @@
+//! Putting a backup back as files, with the server stopped: the fast way, for servers that may be stopped.
+//!
+//! Invariant: the file goes where the server really looks (`appendonly` decides), and what stood there is put back when the
+//! server does not start on it.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use backup_core::RunContext;
+use backup_core::engine::{Existing, RestoreReport};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::host::{Host, HostCommand};
+
+use super::Running;
+use super::folder::{AofForm, make_folder, write_new};
+use crate::Redis;
+use crate::config::Service;
+use crate::details::Details;
+use crate::rdb::RdbSummary;
+use crate::server::{POLL, setting};
+
+/// A server that is not gone, or not there, by then will not be.
+const SERVICE_LIMIT: Duration = Duration::from_mins(2);
+/// What the old files are called meanwhile.
+const ASIDE: &str = "before-stackward-restore";
+
+/// Where a server looks for its data when it starts, and how to restart it.
+pub(crate) struct Files {
+    service: Service,
+    folder: PathBuf,
+    dump: PathBuf,
+    /// The folder of the append-only files, and the name of the set, when the server keeps them.
+    append_only: Option<(PathBuf, String)>,
+    holds_data: bool,
+}
+
+impl Redis {
+    /// Looks where the files go, and whether the server can read them. Changes nothing.
+    pub(crate) async fn files(&self, cx: &RunContext, details: &Details) -> Result<Files> {
+        let service =
+            self.settings.service.clone().ok_or_else(|| Error::new(ErrorKind::Internal, "no `stop` and `start`"))?;
+        let mut target = Running::look(self, cx).await?;
+        let newest = newest_rdb(&target);
+        if details.rdb_format == "Valkey" && target.product.flavour() != crate::rdb::Flavour::Valkey
+            || details.rdb_version > newest
+        {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} cannot read RDB version {} of {}", target.product, details.rdb_version, details.rdb_format),
+            )
+            .hint("leave `stop` and `start` out of the plan: then the running server is loaded by commands, which it understands"));
+        }
+        let connection = &mut target.connection;
+        let told = async |connection: &mut _, name: &str| -> Result<String> {
+            setting(connection, name).await?.ok_or_else(|| {
+                Error::new(ErrorKind::PermissionDenied, format!("the server does not tell its setting `{name}`"))
+                    .hint("allow +config|get to the plan's user")
+            })
+        };
+        let folder = match &self.settings.data_dir {
+            Some(folder) => folder.clone(),
+            None => PathBuf::from(told(connection, "dir").await?),
+        };
+        let folder = self.host.local_path(&folder).ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, format!("{} is not visible from here", folder.display())).hint(
+                "name the folder that this machine sees as `data_dir`, or leave `stop` and `start` out of the plan",
+            )
+        })?;
+        let dump = folder.join(told(connection, "dbfilename").await?);
+        let append_only = if told(connection, "appendonly").await? == "yes" {
+            let below = setting(connection, "appenddirname").await?.ok_or_else(|| {
+                Error::new(ErrorKind::Unsupported, "this server keeps its append-only file in the form before 7.0")
+                    .hint("leave `stop` and `start` out of the plan: then the running server is loaded by commands")
+            })?;
+            Some((folder.join(below), told(connection, "appendfilename").await?))
+        } else {
+            None
+        };
+        let holds_data = target.holds(&super::Selection::default()).await?;
+        Ok(Files { service, folder, dump, append_only, holds_data })
+    }
+}
+
+/// The newest version of the format that a server reads: what its own release writes.
+fn newest_rdb(target: &Running) -> u32 {
+    let version = target.info.product().map(|product| (product.product, product.version));
+    let (product, version) = version.as_ref().map_or(("Redis", "0"), |(product, version)| (product, version));
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    let release: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if product == "Valkey" {
+        return if release >= (9, 0) { 80 } else { 11 };
+    }
+    match release {
+        (0..=3, _) => 7,
+        (4, _) => 8,
+        (5 | 6, _) => 9,
+        (7, 0 | 1) => 10,
+        (7, 2 | 3) => 11,
+        (7, _) | (8, 0..=3) => 12,
+        _ => 13,
+    }
+}
+
+impl Files {
+    /// Refuses a server that holds data, unless told to replace it.
+    pub(crate) fn check(&self, existing: Existing) -> Result<()> {
+        if existing == Existing::Refuse && self.holds_data {
+            return Err(Error::new(ErrorKind::AlreadyExists, "the server holds keys or functions already")
+                .hint("restore to an empty server, or replace what it holds with `--force`"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn steps(&self) -> Vec<String> {
+        let mut steps = vec![format!("stop the server: {}", self.service.stop.join(" "))];
+        steps.push(format!("move what it would load aside, to names that end in `.{ASIDE}`"));
+        steps.push(match &self.append_only {
+            Some((folder, _)) => {
+                format!("write the backup as the base of the append-only files in {}", folder.display())
+            }
+            None => format!("write {}", self.dump.display()),
+        });
+        steps.push(format!("start the server: {}", self.service.start.join(" ")));
+        steps
+    }
+
+    /// Stops, replaces, starts, and looks. Cancelling is possible until the server is stopped.
+    pub(crate) async fn put(
+        &self,
+        redis: &Redis,
+        cx: &RunContext,
+        rdb: &Path,
+        summary: &RdbSummary,
+    ) -> Result<RestoreReport> {
+        // Copied to the right file system while the server still runs.
+        let staged = tempfile::Builder::new().prefix(".stackward-").tempdir_in(&self.folder);
+        let staged =
+            staged.map_err(|source| Error::io("cannot write into the server's folder", &self.folder, source))?;
+        let file = staged.path().join("rdb");
+        cx.unless_cancelled(async {
+            let failed = |source| Error::io("cannot write into the server's folder", &file, source);
+            tokio::fs::copy(rdb, &file).await.map(|_| ()).map_err(failed)
+        })
+        .await?;
+        cx.step("stopping the server");
+        run(&*redis.host, &self.service.stop).await?;
+        // From here on the server is down: the work goes on to a running server, cancelled or not.
+        wait(cx, redis, Wanted::Gone).await?;
+        let replaced = self.replace(&file);
+        cx.step("starting the server");
+        let started = async {
+            replaced?;
+            run(&*redis.host, &self.service.start).await?;
+            wait(cx, redis, Wanted::There).await?;
+            self.count(redis, cx, summary).await
+        };
+        match started.await {
+            Ok(report) => Ok(report),
+            Err(error) => Err(self.back(redis, cx, error).await),
+        }
+    }
+
+    /// The names that the server looks at.
+    fn names(&self) -> [Option<&Path>; 2] {
+        [Some(&self.dump), self.append_only.as_ref().map(|(folder, _)| folder.as_path())]
+    }
+
+    fn replace(&self, file: &Path) -> Result<()> {
+        for path in self.names().into_iter().flatten().filter(|path| path.exists()) {
+            let aside = aside(path);
+            remove(&aside)?;
+            std::fs::rename(path, &aside)
+                .map_err(|source| Error::io("cannot move the old data aside", path, source))?;
+        }
+        let place = match &self.append_only {
+            None => self.dump.clone(),
+            Some((folder, name)) => {
+                let form = AofForm::named(name);
+                make_folder(folder)?;
+                self.give(folder)?;
+                let manifest = folder.join(&form.manifest);
+                write_new(&manifest, form.text.as_bytes())?;
+                self.give(&manifest)?;
+                folder.join(form.base)
+            }
+        };
+        std::fs::rename(file, &place)
+            .map_err(|source| Error::io("cannot put the backup in its place", &place, source))?;
+        self.give(&place)
+    }
+
+    /// Makes the owner of the server's folder the owner of `path`.
+    fn give(&self, path: &Path) -> Result<()> {
+        let failed = |source| Error::io("cannot give the file to the server's user", path, source);
+        let owner = std::fs::metadata(&self.folder).map_err(failed)?;
+        let now = std::fs::metadata(path).map_err(failed)?;
+        if (owner.uid(), owner.gid()) == (now.uid(), now.gid()) {
+            return Ok(());
+        }
+        chown(path, Some(owner.uid()), Some(owner.gid())).map_err(failed)
+    }
+
+    /// Whether the server holds what was saved; keys that expired meanwhile aside.
+    async fn count(&self, redis: &Redis, cx: &RunContext, summary: &RdbSummary) -> Result<RestoreReport> {
+        let keyspace = Running::look(redis, cx).await?.info.keyspace();
+        let mut report = RestoreReport::default();
+        for (database, counts) in &summary.databases {
+            let held = keyspace.get(database).copied().unwrap_or(0);
+            if held + counts.expiring < counts.total() {
+                let message =
+                    format!("db{database} holds {held} keys after the restart, {} were saved", counts.total());
+                return Err(Error::new(ErrorKind::Incomplete, message));
+            }
+            report.restored.push(format!("{held} keys of db{database} on {}", redis.server.describe()));
+            report.items += held;
+        }
+        for path in self.names().into_iter().flatten().map(aside).filter(|path| path.exists()) {
+            report
+                .warnings
+                .push(format!("what the server held is in {}: remove it when you do not need it", path.display()));
+        }
+        Ok(report)
+    }
+
+    /// Puts back what stood there, and starts the server on it.
+    async fn back(&self, redis: &Redis, cx: &RunContext, error: Error) -> Error {
+        let undone = async {
+            // It may run, or not.
+            let _stopped = run(&*redis.host, &self.service.stop).await;
+            wait(cx, redis, Wanted::Gone).await?;
+            for path in self.names().into_iter().flatten() {
+                let aside = aside(path);
+                remove(path)?;
+                if aside.exists() {
+                    std::fs::rename(&aside, path)
+                        .map_err(|source| Error::io("cannot put the old data back", path, source))?;
+                }
+            }
+            run(&*redis.host, &self.service.start).await
+        };
+        match undone.await {
+            Ok(()) => error.hint("the server runs again on what it held before"),
+            Err(why) => error.hint(format!(
+                "the server could not be set back ({}): its old data is in files that end in `.{ASIDE}`",
+                why.chain()
+            )),
+        }
+    }
+}
+
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ASIDE);
+    PathBuf::from(name)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("cannot remove old data", path, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn run(host: &dyn Host, words: &[String]) -> Result<()> {
+    let (program, arguments) = words.split_first().ok_or_else(|| Error::new(ErrorKind::Plan, "an empty command"))?;
+    host.spawn(HostCommand::new(program).args(arguments).null_stdout()).await?.finish().await.map(|_| ())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Gone,
+    There,
+}
+
+async fn wait(cx: &RunContext, redis: &Redis, wanted: Wanted) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match (redis.server.try_connect().await, wanted) {
+            (Ok(_), Wanted::There) => return Ok(()),
+            (Err(error), Wanted::Gone) if error.kind() == ErrorKind::Unreachable => return Ok(()),
+            // Loading takes as long as it takes.
+            (Err(error), Wanted::There) if error.kind() == ErrorKind::Busy => {}
+            (Err(error), Wanted::There) if started.elapsed() > SERVICE_LIMIT => return Err(error),
+            (Ok(_), Wanted::Gone) if started.elapsed() > SERVICE_LIMIT => {
+                return Err(Error::new(ErrorKind::Tool, "the server still answers after it was stopped")
+                    .hint("look at `stop` in the plan: it must end the server, not restart it"));
+            }
+            _ => {}
+        }
+        cx.step("waiting for the server");
+        tokio::time::sleep(POLL).await;
+    }
+}

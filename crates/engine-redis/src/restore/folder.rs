@@ -1,0 +1,139 @@
+//! Writing a backup as files, in the form that a server loads when it starts.
+//!
+//! A server with `appendonly yes` ignores `dump.rdb` and starts empty without a word. For such a server the same RDB is
+//! also written as the base of a set of append-only files, which it does load.
+
+use std::path::{Path, PathBuf};
+
+use backup_core::engine::{Existing, RestoreReport};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::{ArtifactName, BackupReader, RunContext};
+
+use crate::backup::DUMP;
+use crate::details::Details;
+use crate::drill::spool;
+use crate::verify::compare;
+
+/// The names that a server uses unless told otherwise.
+const AOF_FOLDER: &str = "appendonlydir";
+const AOF_NAME: &str = "appendonly.aof";
+
+/// The file names of a set of append-only files that begins with an RDB, and its manifest.
+pub(crate) struct AofForm {
+    pub(crate) base: String,
+    pub(crate) manifest: String,
+    pub(crate) text: String,
+}
+
+impl AofForm {
+    pub(crate) fn named(name: &str) -> Self {
+        let base = format!("{name}.1.base.rdb");
+        let text = format!("file {base} seq 1 type b\n");
+        Self { manifest: format!("{name}.manifest"), base, text }
+    }
+}
+
+/// Refuses a folder that is not empty, unless told to replace what is there.
+pub(crate) fn check(folder: &Path, existing: Existing) -> Result<()> {
+    let mut entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::io("cannot look into the folder", folder, source)),
+    };
+    if existing == Existing::Refuse && entries.next().is_some() {
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("the folder {} is not empty", folder.display()))
+            .hint("choose an empty folder, or replace the files in it with `--force`"));
+    }
+    Ok(())
+}
+
+pub(crate) fn steps(from: &BackupReader, folder: &Path, details: &Details) -> Vec<String> {
+    let names = from.record().artifacts.iter().map(|artifact| artifact.name.as_str());
+    let mut steps: Vec<String> = names.map(|name| format!("write {}", folder.join(name).display())).collect();
+    if details.append_only {
+        steps.push(format!("write {}, because the server kept an append-only file", folder.join(AOF_FOLDER).display()));
+    }
+    steps
+}
+
+/// Writes everything. Each file appears under its name only when it is whole.
+pub(crate) async fn write(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<RestoreReport> {
+    let mut report = RestoreReport::default();
+    let details = Details::of(from.record())?;
+    for artifact in &from.record().artifacts {
+        let path = folder.join(artifact.name.as_str());
+        write_one(cx, from, &artifact.name, &path).await?;
+        report.restored.push(path.display().to_string());
+        report.bytes += artifact.bytes;
+    }
+    if details.append_only {
+        let form = AofForm::named(AOF_NAME);
+        let below = folder.join(AOF_FOLDER);
+        make_folder(&below)?;
+        link_or_copy(&folder.join(DUMP), &below.join(&form.base))?;
+        write_new(&below.join(&form.manifest), form.text.as_bytes())?;
+        report.restored.push(below.display().to_string());
+    }
+    report.items = from.record().fingerprint.0.values().flat_map(std::collections::BTreeMap::values).sum();
+    report.items = report.items.max(report.restored.len() as u64);
+    Ok(report)
+}
+
+async fn write_one(cx: &RunContext, from: &BackupReader, name: &ArtifactName, path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    make_folder(parent)?;
+    let part = Part::beside(path)?;
+    if name.as_str() == DUMP {
+        let summary = spool(cx, from, &part.path()).await?;
+        compare(from, &summary)?;
+    } else {
+        let failed = |source| Error::io("cannot write the file", path, source);
+        // It may hold hashes of passwords: readable by its owner only.
+        let mut options = tokio::fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(part.path()).await.map_err(failed)?;
+        from.stream(name).await?.copy_to(cx, file).await?;
+    }
+    part.becomes(path)
+}
+
+/// A file beside its later place; removed when dropped before it gets there.
+pub(crate) struct Part {
+    folder: tempfile::TempDir,
+}
+
+impl Part {
+    pub(crate) fn beside(path: &Path) -> Result<Self> {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let folder = tempfile::Builder::new().prefix(".stackward-").tempdir_in(parent);
+        Ok(Self { folder: folder.map_err(|source| Error::io("cannot write into the folder", parent, source))? })
+    }
+
+    /// Where to write it.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.path().join("part")
+    }
+
+    /// Puts it in its place.
+    pub(crate) fn becomes(self, path: &Path) -> Result<()> {
+        std::fs::rename(self.path(), path).map_err(|source| Error::io("cannot write the file", path, source))
+    }
+}
+
+pub(crate) fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::io("cannot make the folder", folder, source))
+}
+
+/// Servers replace these files and never change them in place, so one content may have two names.
+fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    let part = Part::beside(to)?;
+    if std::fs::hard_link(from, part.path()).is_err() {
+        std::fs::copy(from, part.path()).map_err(|source| Error::io("cannot write the file", to, source))?;
+    }
+    part.becomes(to)
+}
+
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+    let part = Part::beside(path)?;
+    std::fs::write(part.path(), content).map_err(|source| Error::io("cannot write the file", path, source))?;
+    part.becomes(path)
+}

@@ -1,0 +1,149 @@
+//! Scratch servers: a private folder, a unix socket, no network, nothing saved.
+//!
+//! Invariant: a scratch server reaches no other server and is gone, with its files, when its value is dropped.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::host::{Host, HostCommand, HostProcess};
+use backup_core::manifest::ServerRecord;
+
+use crate::connection::Connection;
+use crate::server::Server;
+
+/// The path of a unix socket has at most 107 bytes; its name takes 7 of them.
+const MAX_SOCKET_FOLDER: usize = 100;
+/// Where the socket goes when the scratch folder's path is too long.
+const SHORT_FOLDER: &str = "/tmp";
+const POLL: Duration = Duration::from_millis(20);
+/// Enough of the end of the log to say why a server does not start.
+const LOG_TAIL_BYTES: usize = 2048;
+const VERSION_BYTES: usize = 4096;
+
+/// A folder for a scratch server, made before the server so that its data can be put there.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    data: tempfile::TempDir,
+    short: Option<tempfile::TempDir>,
+}
+
+impl Folder {
+    pub(crate) fn make(parent: &Path) -> Result<Self> {
+        let data = private_folder(parent)?;
+        let long = data.path().as_os_str().len() > MAX_SOCKET_FOLDER;
+        let short = if long { Some(private_folder(Path::new(SHORT_FOLDER))?) } else { None };
+        Ok(Self { data, short })
+    }
+
+    /// The RDB that the server will load.
+    pub(crate) fn dump(&self) -> PathBuf {
+        self.data.path().join("dump.rdb")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.short.as_ref().unwrap_or(&self.data).path().join("socket")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.data.path().join("log")
+    }
+}
+
+/// A running scratch server. The process dies before the folder is removed: fields are dropped in order.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    process: HostProcess,
+    folder: Folder,
+    server: Server,
+}
+
+impl Scratch {
+    /// Starts `program` on what lies in `folder`, and waits until it has loaded it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when the server ends instead of loading its data, with the end of its log.
+    pub(crate) async fn start(host: &dyn Host, program: &Program, folder: Folder) -> Result<(Self, Connection)> {
+        let command = HostCommand::new(&program.path)
+            .args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no"])
+            .args(["--dbfilename", "dump.rdb", "--unixsocketperm", "700", "--rdb-save-incremental-fsync", "no"])
+            .arg("--dir")
+            .arg(folder.data.path())
+            .arg("--unixsocket")
+            .arg(folder.socket())
+            .arg("--logfile")
+            .arg(folder.log())
+            .in_folder(folder.data.path())
+            .null_stdout();
+        let process = host.spawn(command).await?;
+        let server = Server::scratch(folder.socket());
+        let mut scratch = Self { process, folder, server };
+        let connection = scratch.wait_until_loaded().await?;
+        Ok((scratch, connection))
+    }
+
+    async fn wait_until_loaded(&mut self) -> Result<Connection> {
+        loop {
+            match self.server.try_connect().await {
+                Ok(connection) => return Ok(connection),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Unreachable | ErrorKind::Incomplete) => {}
+                Err(error) => return Err(error),
+            }
+            // A server that ended will never answer: say why it ended.
+            if let Ok(status) = tokio::time::timeout(POLL, self.process.status()).await {
+                let _ended = status?;
+                let error = Error::new(ErrorKind::Damaged, "the scratch server does not load the backup");
+                return Err(error.caused_by(tail(&self.folder.log())));
+            }
+        }
+    }
+}
+
+fn tail(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL_BYTES)..]).trim().to_owned()
+}
+
+fn private_folder(parent: &Path) -> Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix("swdrill-").tempdir_in(parent);
+    folder.map_err(|source| Error::io("cannot make a scratch folder", parent, source))
+}
+
+/// A server program.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    path: PathBuf,
+    /// Product and version, as in a manifest.
+    pub(crate) shown: String,
+    /// Whether it has the major and minor version that was asked for.
+    pub(crate) same: bool,
+}
+
+impl Program {
+    /// Looks for the program that `saved` ran, in `bin` or in `PATH`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when it is not installed, with what installs it.
+    pub(crate) async fn find(host: &dyn Host, bin: Option<&Path>, saved: Option<&ServerRecord>) -> Result<Self> {
+        let product = saved.map_or("Redis", |saved| saved.product.as_str());
+        let name = if product == "Valkey" { "valkey-server" } else { "redis-server" };
+        let path = bin.map_or_else(|| PathBuf::from(name), |bin| bin.join(name));
+        let missing = |source: Error| {
+            let version = saved.map_or(String::new(), |saved| format!(" {}", saved.version));
+            Error::new(ErrorKind::Unsupported, format!("there is no `{name}` here to load the backup with"))
+                .hint(format!("`apt-get install {name}` ({product}{version}), or name its folder as `bin` in the plan"))
+                .caused_by(source)
+        };
+        let told =
+            host.spawn(HostCommand::new(&path).arg("--version")).await.map_err(missing)?.output(VERSION_BYTES).await?;
+        let version = told.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("?");
+        let same = saved.is_none_or(|saved| minor(&saved.version) == minor(version));
+        Ok(Self { path, shown: format!("{product} {version}"), same })
+    }
+}
+
+/// Major and minor version.
+fn minor(version: &str) -> Vec<&str> {
+    version.split('.').take(2).collect()
+}

@@ -1,0 +1,8 @@
+//! The engine against real, private Redis servers.
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
+mod backup;
+mod conformance;
+mod faults;
+mod restore;
+mod support;
