@@ -13,7 +13,7 @@ use crate::support::{back_up, engine, options, password, sample, task};
 
 /// A server with so much data that buffers on the way do not swallow it.
 fn large(options: &[(&str, &str)]) -> PrivateRedis {
-    let server = PrivateRedis::with_options(options);
+    let server = PrivateRedis::with_options(&[&[("rdbcompression", "no")], options].concat());
     server.fill(400, 100_000);
     server
 }
@@ -139,7 +139,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     server.fill(20_000, 40);
     server.call(&["SAVE"]);
     server.kill();
-    server.relaunch_without_waiting();
+    server.launch_loading();
     let saved = back_up(&engine(&server, "")).await.unwrap();
     assert_eq!(saved.record().fingerprint.total("keys of db0"), 20_000);
 }
