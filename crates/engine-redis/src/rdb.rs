@@ -1,4 +1,4 @@
-//! RDB files, read natively: counted and checked ([`scan`]), or turned into commands for any server ([`export`]).
+//! RDB files, read natively: counted and checked ([`scan`]), or turned into commands for any server ([`export()`]).
 //!
 //! Invariant: memory does not depend on the data; a length is believed only as far as bytes have come, and every wrong
 //! byte is an error with its offset, never a panic.

@@ -81,3 +81,27 @@ pub(crate) fn ziplist(elements: &[&[u8]]) -> Vec<u8> {
     let header = [size.to_le_bytes(), (tail as u32).to_le_bytes()].concat();
     [&header[..], &(elements.len() as u16).to_le_bytes(), &body, &[0xff]].concat()
 }
+
+/// Takes commands apart; fails when they are not exactly in the protocol's form.
+pub(crate) fn commands(mut rest: &[u8]) -> Vec<Vec<Vec<u8>>> {
+    fn number(rest: &mut &[u8], mark: u8) -> usize {
+        let end = rest.iter().position(|byte| *byte == b'\r').unwrap();
+        let (line, after) = rest.split_at(end);
+        assert_eq!((line[0], after[1]), (mark, b'\n'));
+        *rest = &after[2..];
+        std::str::from_utf8(&line[1..]).unwrap().parse().unwrap()
+    }
+    let mut commands = Vec::new();
+    while !rest.is_empty() {
+        let count = number(&mut rest, b'*');
+        let argument = |_| {
+            let length = number(&mut rest, b'$');
+            let (argument, after) = rest.split_at(length);
+            assert_eq!(&after[..2], b"\r\n");
+            rest = &after[2..];
+            argument.to_vec()
+        };
+        commands.push((0..count).map(argument).collect());
+    }
+    commands
+}

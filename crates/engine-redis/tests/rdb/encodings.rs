@@ -2,36 +2,16 @@
 
 use engine_redis::rdb::{Checksum, ExportOptions, Flavour, KeyType, Target, export, scan};
 
-use crate::bytes::{Rdb, listpack, number, text, ziplist};
+use crate::bytes::{Rdb, commands, listpack, number, text, ziplist};
 use crate::round_trip::{exported, options};
 use crate::server::Server;
 
 /// The commands, one line each, their arguments apart by a space.
 fn lines(rdb: &[u8], options: &ExportOptions) -> Vec<String> {
     let (bytes, summary) = exported(rdb, options);
-    let mut rest = &bytes[..];
-    let mut line = || {
-        let end = rest.windows(2).position(|two| two == b"\r\n").unwrap();
-        let line = String::from_utf8(rest[..end].to_vec()).unwrap();
-        rest = &rest[end + 2..];
-        (!line.is_empty() || end == 0).then_some(line).unwrap()
-    };
-    let commands: Vec<_> = (0..summary.commands)
-        .map(|_| {
-            let count: usize = line()[1..].parse().unwrap();
-            let arguments: Vec<_> = (0..count)
-                .map(|_| {
-                    let length = line()[1..].to_owned();
-                    let argument = line();
-                    assert_eq!(argument.len().to_string(), length);
-                    argument
-                })
-                .collect();
-            arguments.join(" ")
-        })
-        .collect();
-    assert!(rest.is_empty(), "as many commands as were counted");
-    commands
+    let commands = commands(&bytes);
+    assert_eq!(commands.len() as u64, summary.commands);
+    commands.into_iter().map(|command| String::from_utf8(command.join(&b' ')).unwrap()).collect()
 }
 
 /// Every form before Redis 7.0, as version 9 of the format.

@@ -45,8 +45,9 @@ pub(crate) fn fill(to: &mut Connection, amount: Amount) {
 }
 
 fn strings(to: &mut Connection, large: usize) {
+    let far_back = noise(8000, 13).repeat(large / 3000);
     let noise = noise(large, 7);
-    let values: [(&[u8], &[u8]); 14] = [
+    let values: [(&[u8], &[u8]); 15] = [
         (b"s:plain", b"hello"),
         (b"s:empty", b""),
         (b"", b"the empty key"),
@@ -57,6 +58,7 @@ fn strings(to: &mut Connection, large: usize) {
         (b"s:almost-int", b"007"),
         (b"s:compressible", &b"abcabcabd".repeat(large / 9)),
         (b"s:zeros", &vec![0; large]),
+        (b"s:far-back", &far_back), // As far back as a copy in a compressed string may reach.
         (b"s:noise", &noise),
         ("s:emoji 🦀".as_bytes(), "🎉 done ✅".as_bytes()),
         (b"s:binary\r\n\0\xff\xfe", b"\r\n$5\r\n\0\xff"),
@@ -87,6 +89,8 @@ fn lists(to: &mut Connection, many: usize, large: usize) {
     let lengths = [0, 1, 63, 64, 127, 128, 4095, 4096, 16_384, large];
     let elements: Vec<_> = lengths.iter().map(|length| noise(*length, 1 + *length as u64)).collect();
     send(to, "RPUSH", "l:lengths", &elements);
+    let heavy: Vec<_> = (1..=40).map(|number| noise(large / 7, number)).collect();
+    send(to, "RPUSH", "l:heavy", &heavy);
     to.words("DEBUG QUICKLIST-PACKED-THRESHOLD 2000b");
     send(to, "RPUSH", "l:plain", &[b"x".to_vec(), noise(large, 3), b"y".to_vec(), noise(2500, 4)]);
     to.words("DEBUG QUICKLIST-PACKED-THRESHOLD 0");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine_redis::rdb::{Checksum, ExportOptions, ExportSummary, Flavour, Glob, KeyType, Target, export, scan};
 
+use crate::bytes::commands;
 use crate::fill::{Amount, FAR_MS, FARTHEST_MS, fill};
 use crate::server::{Connection, DATABASES, Reply, Server};
 
@@ -99,8 +100,9 @@ async fn everything_comes_back_through_commands() {
     let expected = portrait(&mut source.connect());
     for chunk in [500, 1] {
         let target = Server::start().await;
-        let (commands, summary) = exported(&rdb, &ExportOptions { chunk, ..options() });
-        target.pipe(commands.clone()).await;
+        let (sent, summary) = exported(&rdb, &ExportOptions { chunk, ..options() });
+        assert_bounded(&sent, chunk);
+        target.pipe(sent).await;
         assert_same(&portrait(&mut target.connect()), &expected);
         assert_eq!(summary.keys.values().sum::<u64>(), scan(&rdb[..], 0).unwrap().keys());
         assert_eq!(summary.functions, 1);
@@ -110,6 +112,51 @@ async fn everything_comes_back_through_commands() {
         target.pipe(commands).await;
         assert_same(&portrait(&mut target.connect()), &expected);
     }
+}
+
+/// No command has more elements than asked for, and only one with a single element is long.
+fn assert_bounded(sent: &[u8], chunk: usize) {
+    let bytes = |command: &[Vec<u8>]| command.iter().map(Vec::len).sum::<usize>();
+    let mut largest = 0;
+    for command in commands(sent) {
+        let (per_element, around) = match &command[0][..] {
+            b"RPUSH" | b"SADD" => (1, 2),
+            b"HSET" | b"ZADD" => (2, 2),
+            b"XCLAIM" => (1, 11),
+            _ => continue,
+        };
+        let elements = (command.len() - around) / per_element;
+        assert!(elements <= chunk, "{elements} elements");
+        assert!(elements == 1 || bytes(&command) < 1_300_000, "{} bytes", bytes(&command));
+        largest = largest.max(elements);
+    }
+    assert_eq!(largest, chunk, "commands are filled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pending_entries_come_back() {
+    let source = Server::start().await;
+    let mut connection = source.connect();
+    // More than are held in memory, of two consumers by turns.
+    let script = "redis.call('XGROUP', 'CREATE', 'x', 'g', '0', 'MKSTREAM') \
+        for n = 1, 70000 do redis.call('XADD', 'x', n .. '-1', 'f', n) end \
+        for n = 1, 700 do \
+            redis.call('XREADGROUP', 'GROUP', 'g', 'c' .. n % 2, 'COUNT', 100, 'STREAMS', 'x', '>') \
+        end \
+        redis.call('XCLAIM', 'x', 'g', 'c0', 0, '55555-1', 'TIME', 5, 'RETRYCOUNT', 3, 'JUSTID')";
+    connection.ok(&["EVAL", script, "0"]);
+    let (sent, summary) = exported(&source.save(), &options());
+    assert_eq!(summary.incomplete_total, 0);
+    let target = Server::start().await;
+    target.pipe(sent).await;
+    // Who has which entry, since when, and how often it was delivered.
+    let pending = "local function get(row, name) for i = 1, #row, 2 do if row[i] == name then return row[i + 1] end end end \
+        local group = get(redis.call('XINFO', 'STREAM', 'x', 'FULL', 'COUNT', 0), 'groups')[1] \
+        return { get(group, 'pel-count'), redis.sha1hex(cjson.encode(get(group, 'pending'))) }";
+    let expected = connection.ok(&["EVAL", pending, "0"]);
+    assert!(matches!(&expected, Reply::Row(row) if row[0] == Reply::Number(70_000)), "{expected:?}");
+    assert_eq!(target.connect().ok(&["EVAL", pending, "0"]), expected);
+    assert_eq!(target.connect().words("DEBUG DIGEST"), connection.words("DEBUG DIGEST"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,11 +228,11 @@ async fn databases_patterns_and_expiries_choose_the_keys() {
     };
     let (commands, summary) = exported(&rdb, &part);
     target.pipe(commands).await;
-    assert_eq!(summary.keys, BTreeMap::from([(0, 3), (3, 2)]));
+    assert_eq!(summary.keys, BTreeMap::from([(0, 4), (3, 2)]));
     assert_eq!((summary.skipped_expired, summary.functions, summary.refused_total), (1, 0, 0));
     let mut connection = target.connect();
     let words = |keys: Vec<Vec<u8>>| keys.into_iter().map(|key| String::from_utf8(key).unwrap()).collect::<Vec<_>>();
-    assert_eq!(words(connection.keys(None)), ["l:lengths", "l:many", "l:plain"]);
+    assert_eq!(words(connection.keys(None)), ["l:heavy", "l:lengths", "l:many", "l:plain"]);
     connection.words("SELECT 3");
     assert_eq!(words(connection.keys(None)), ["list:3", "where"]);
 }

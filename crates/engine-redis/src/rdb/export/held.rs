@@ -10,7 +10,7 @@ use backup_core::Result;
 use crate::rdb::pull::{Item, cannot_spool};
 
 /// What is kept in memory before the file is used, and what is collected before it is appended to.
-const MEMORY_BYTES: usize = 2 * 1024 * 1024;
+const MEMORY_BYTES: usize = 1024 * 1024;
 /// The pieces in which bytes come back out of the file.
 const PIECE_BYTES: usize = 64 * 1024;
 
