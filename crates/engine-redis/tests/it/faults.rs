@@ -21,7 +21,11 @@ fn large(options: &[(&str, &str)]) -> PrivateRedis {
 /// A backup into a sink at whose third operation, once, `action` happens.
 async fn disturbed(server: &PrivateRedis, action: impl Fn() + Send + Sync + 'static) -> (Result<()>, MemorySink) {
     let memory = MemorySink::default();
-    let happens = Action::new(move |number| if number == 3 { action() });
+    let happens = Action::new(move |number| {
+        if number == 3 {
+            action()
+        }
+    });
     let sink = DisturbedSink::new(Arc::new(memory.clone()), Disturbance::Act(happens));
     let result = run(vec![task(&engine(server, ""))], &sink, &options()).await.map(|_| ());
     (result, memory)
@@ -134,7 +138,8 @@ async fn a_dump_file_of_another_server_is_not_taken_for_this_ones() {
 
 #[tokio::test]
 async fn a_server_that_loads_its_data_is_waited_for() {
-    let server = PrivateRedis::with_options(&[("key-load-delay", "50"), ("loading-process-events-interval-bytes", "1024")]);
+    let server =
+        PrivateRedis::with_options(&[("key-load-delay", "50"), ("loading-process-events-interval-bytes", "1024")]);
     server.call(&["CONFIG", "SET", "key-load-delay", "0"]);
     server.fill(20_000, 40);
     server.call(&["SAVE"]);
@@ -160,8 +165,19 @@ fn saves(server: &PrivateRedis) -> u64 {
 
 /// The processes that the server forked. A thread lists its own, so all are asked.
 fn children(server: &PrivateRedis) -> Vec<rustix::process::Pid> {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).into_iter().flatten().flatten();
+    let tasks =
+        std::fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_nonzero())).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    let pids: Vec<i32> = lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.trim().parse().ok()).collect::<Vec<_>>()).collect();
+    let pids: Vec<i32> =
+        lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.trim().parse().ok()).collect::<Vec<_>>()).collect();
     pids.into_iter().filter_map(rustix::process::Pid::from_raw).collect()
+}
+
+#[tokio::test]
+async fn a_disk_backed_snapshot_whose_child_fails_fails_the_backup() {
+    let server = sample(&[("repl-diskless-sync", "no")]);
+    std::fs::create_dir_all(server.data_folder().join("dump.rdb/in the way")).unwrap();
+    let error = back_up(&engine(&server, "")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incomplete, "{error:?}");
+    assert!(error.remedy().is_some_and(|hint| hint.contains("log")), "{error:?}");
 }
