@@ -56,24 +56,29 @@ impl PrivateRedis {
     /// # Panics
     /// When it does not start.
     pub fn launch(&self) {
-        self.relaunch_without_waiting();
-        let started = Instant::now();
-        // An answer of any kind: a password may be asked for.
-        while self.try_call(&["PING"]).is_err_and(|error| error.contains("onnect") || error.contains("LOADING")) {
-            assert!(self.runs() && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
-            std::thread::sleep(POLL);
-        }
+        self.launch_loading();
+        self.wait_while(|error| error.contains("LOADING"));
     }
 
-    /// As [`launch`](Self::launch), but returns when the process has started, whatever it does.
+    /// As [`launch`](Self::launch), but returns when it answers, though it may still load its data.
     ///
     /// # Panics
-    /// When it cannot be started.
-    pub fn relaunch_without_waiting(&self) {
+    /// When it does not start.
+    pub fn launch_loading(&self) {
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
         let mut command = command(&program());
         command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
         *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
+        // An answer of any kind: a password may be asked for.
+        self.wait_while(|error| error.contains("onnect"));
+    }
+
+    fn wait_while(&self, condition: impl Fn(&str) -> bool) {
+        let started = Instant::now();
+        while self.try_call(&["PING"]).is_err_and(|error| condition(&error)) {
+            assert!(self.runs() && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
+            std::thread::sleep(POLL);
+        }
     }
 
     fn runs(&self) -> bool {

@@ -72,6 +72,9 @@ impl Redis {
         }
         let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
         let summary = store(out, &mut snapshot).await?;
+        let (position, way) = (snapshot.position(), snapshot.way());
+        // The server would keep what its clients write meanwhile, for the replica that we seem to be.
+        drop(snapshot);
         if summary.checksum == Checksum::Off {
             cx.warn(
                 "the server writes no checksums (`rdbchecksum no`): only the structure of its snapshot was checked",
@@ -87,9 +90,9 @@ impl Redis {
         Ok(SourceSummary {
             mode: Some("rdb".to_owned()),
             server: info.product(),
-            position: snapshot.position(),
+            position,
             fingerprint: counts::fingerprint(&summary),
-            details: Details::new(&info, &summary, snapshot.way()).to_map()?,
+            details: Details::new(&info, &summary, way).to_map()?,
         })
     }
 

@@ -223,6 +223,10 @@ impl Reply {
     }
 }
 
+/// What to do about a server that cannot fork.
+pub(crate) const NO_CHILD: &str =
+    "the server needs memory to fork: `sysctl vm.overcommit_memory=1`, or free some; its log has the reason";
+
 /// What an error of the server means. `text` is its message, `command` the name of what was asked.
 pub(crate) fn refusal(command: &str, text: &str) -> Error {
     let code = text.split(' ').next().unwrap_or_default();
@@ -241,6 +245,7 @@ pub(crate) fn refusal(command: &str, text: &str) -> Error {
         "MISCONF" => of(ErrorKind::Tool).hint("the server's last save failed: look into its log for why, most likely a full disk"),
         "OOM" => of(ErrorKind::NoSpace).hint("raise `maxmemory` of the server"),
         "READONLY" => of(ErrorKind::Unsupported).hint("this is a replica; name its master in the plan"),
+        _ if text.contains("BGSAVE failed") => of(ErrorKind::Tool).hint(NO_CHILD).retry_later(),
         _ if unknown => of(ErrorKind::Unsupported)
             .hint("when the server's configuration renames it, say so in the plan: `commands: { NAME: its-new-name }`"),
         _ => of(ErrorKind::Tool),
@@ -324,6 +329,7 @@ mod tests {
             ("ERR unknown command 'AUTHX', with args beginning with: 'hunter2' ", ErrorKind::Unsupported),
             ("LOADING Redis is loading the dataset in memory", ErrorKind::Busy),
             ("MISCONF Redis is configured to save RDB snapshots, but", ErrorKind::Tool),
+            ("ERR BGSAVE failed, replication can't continue", ErrorKind::Tool),
             ("ERR", ErrorKind::Tool),
         ];
         for (text, kind) in cases {

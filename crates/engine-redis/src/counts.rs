@@ -130,3 +130,48 @@ impl Expired {
         !surplus && (bounds(&self.before)..=bounds(&self.after)).contains(&missing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rdb::{Checksum, DatabaseCounts, Flavour};
+
+    fn summary(strings: u64, lists: u64, expired: u64) -> RdbSummary {
+        let keys = BTreeMap::from([(KeyType::String, strings), (KeyType::List, lists)]);
+        RdbSummary {
+            version: 10,
+            magic: Flavour::Redis,
+            aux: BTreeMap::default(),
+            databases: BTreeMap::from([(0, DatabaseCounts { keys, expiring: 5, expired })]),
+            functions: 1,
+            modules: std::collections::BTreeSet::default(),
+            checksum: Checksum::Verified,
+            bytes: 100,
+        }
+    }
+
+    #[test]
+    fn only_expiry_explains_a_difference() {
+        // Of 10 strings and 5 lists, 1 had expired before the load and 3 after the count.
+        let expired = Expired::between(&summary(10, 5, 1), &summary(10, 5, 3));
+        let cases = [
+            ((10, 5, 1), 0, ""),
+            ((9, 5, 1), 0, ""),
+            ((8, 4, 1), 0, ""),
+            ((7, 5, 1), 0, ""),
+            ((6, 5, 1), 1, "four are missing"),
+            ((11, 3, 1), 2, "one too many"),
+            ((8, 5, 0), 1, "the library is missing"),
+        ];
+        for ((strings, lists, libraries), findings, why) in cases {
+            let mut restored = Fingerprint::default();
+            restored.count(group(0), "string", strings);
+            restored.count(group(0), "list", lists);
+            if libraries > 0 {
+                restored.count(FUNCTIONS.0, FUNCTIONS.1, libraries);
+            }
+            let found = differences(&summary(10, 5, 1), &restored, &expired);
+            assert_eq!(found.len(), findings, "{why}: {found:?}");
+        }
+    }
+}

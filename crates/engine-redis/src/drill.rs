@@ -15,6 +15,7 @@ use crate::backup::DUMP;
 use crate::companions::ACL;
 use crate::connection::{Connection, Reply};
 use crate::counts::{self, Expired};
+use crate::details::Details;
 use crate::inspect::{Inspection, now_ms, scan_file};
 use crate::rdb::RdbSummary;
 use crate::scratch::{Folder, Program, Scratch};
@@ -27,7 +28,12 @@ const MAX_ACL_BYTES: u64 = 64 * 1024 * 1024;
 #[async_trait]
 impl Driller for Redis {
     async fn drill(&self, cx: &RunContext, from: &BackupReader) -> Result<DrillReport> {
-        let program = Program::find(&*self.host, self.settings.bin.as_deref(), from.record().server.as_ref()).await?;
+        let details = match Details::of(from.record()) {
+            Ok(details) => details,
+            Err(error) => return Ok(DrillReport { findings: vec![error.chain()], ..DrillReport::default() }),
+        };
+        let (bin, saved) = (self.settings.bin.as_deref(), from.record().server.as_ref());
+        let program = Program::find(&*self.host, bin, saved, &details).await?;
         // Dropping the work kills the server and removes its folder, however it ends.
         cx.unless_cancelled(self.run(cx, from, &program)).await
     }

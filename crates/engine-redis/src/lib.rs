@@ -20,6 +20,7 @@ mod scratch;
 mod server;
 mod snapshot;
 mod verify;
+mod versions;
 
 use std::sync::Arc;
 

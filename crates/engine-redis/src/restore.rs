@@ -22,7 +22,7 @@ use crate::details::Details;
 use crate::drill::spool;
 use crate::inspect::{Inspection, now_ms};
 use crate::rdb::{Flavour, Target};
-use crate::server::{Info, allowed};
+use crate::server::{Info, allowed, unknown_version};
 use crate::snapshot::Snapshot;
 use crate::verify::compare;
 
@@ -214,8 +214,7 @@ impl Running {
         let mut connection = redis.server.connect(cx).await?;
         let info = Info::ask(&mut connection, None).await?;
         info.refuse_sentinel()?;
-        let product =
-            info.product().ok_or_else(|| Error::new(ErrorKind::Unsupported, "the server does not tell its version"))?;
+        let product = info.product().ok_or_else(unknown_version)?;
         let flavour = if product.product == "Valkey" { Flavour::Valkey } else { Flavour::Redis };
         let product = Target::parse(flavour, &product.version)?;
         Ok(Self { connection, info, product })

@@ -10,7 +10,9 @@ use backup_core::host::{Host, HostCommand, HostProcess};
 use backup_core::manifest::ServerRecord;
 
 use crate::connection::Connection;
+use crate::details::Details;
 use crate::server::Server;
+use crate::versions::reads;
 
 /// The path of a unix socket has at most 107 bytes; its name takes 7 of them.
 const MAX_SOCKET_FOLDER: usize = 100;
@@ -114,32 +116,41 @@ fn private_folder(parent: &Path) -> Result<tempfile::TempDir> {
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     path: PathBuf,
-    /// Product and version, as in a manifest.
+    /// Product and version.
     pub(crate) shown: String,
-    /// Whether it has the major and minor version that was asked for.
+    /// Whether it has the major and minor version that was saved.
     pub(crate) same: bool,
 }
 
 impl Program {
-    /// Looks for the program that `saved` ran, in `bin` or in `PATH`.
+    /// Looks, in `bin` or in `PATH`, for the program that `saved` ran.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when it is not installed, with what installs it.
-    pub(crate) async fn find(host: &dyn Host, bin: Option<&Path>, saved: Option<&ServerRecord>) -> Result<Self> {
+    /// [`ErrorKind::Unsupported`] when it is not installed, or too old to read the backup.
+    pub(crate) async fn find(
+        host: &dyn Host,
+        bin: Option<&Path>,
+        saved: Option<&ServerRecord>,
+        details: &Details,
+    ) -> Result<Self> {
         let product = saved.map_or("Redis", |saved| saved.product.as_str());
+        let saved_version = saved.map_or("", |saved| saved.version.as_str());
         let name = if product == "Valkey" { "valkey-server" } else { "redis-server" };
         let path = bin.map_or_else(|| PathBuf::from(name), |bin| bin.join(name));
-        let missing = |source: Error| {
-            let version = saved.map_or(String::new(), |saved| format!(" {}", saved.version));
-            Error::new(ErrorKind::Unsupported, format!("there is no `{name}` here to load the backup with"))
-                .hint(format!("`apt-get install {name}` ({product}{version}), or name its folder as `bin` in the plan"))
-                .caused_by(source)
-        };
-        let told =
-            host.spawn(HostCommand::new(&path).arg("--version")).await.map_err(missing)?.output(VERSION_BYTES).await?;
+        let hint = format!(
+            "install {product} {saved_version} (`apt-get install {name}`), or name its folder as `bin` in the plan"
+        );
+        let started = host.spawn(HostCommand::new(&path).arg("--version")).await.map_err(|source| {
+            let message = format!("there is no `{name}` here to load the backup with");
+            Error::new(ErrorKind::Unsupported, message).hint(hint.clone()).caused_by(source)
+        })?;
+        let told = started.output(VERSION_BYTES).await?;
         let version = told.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("?");
-        let same = saved.is_none_or(|saved| minor(&saved.version) == minor(version));
-        Ok(Self { path, shown: format!("{product} {version}"), same })
+        if !reads(product, version, &details.rdb_format, details.rdb_version) {
+            let message = format!("{product} {version} cannot read RDB version {}", details.rdb_version);
+            return Err(Error::new(ErrorKind::Unsupported, message).hint(hint));
+        }
+        Ok(Self { path, shown: format!("{product} {version}"), same: minor(saved_version) == minor(version) })
     }
 }
 

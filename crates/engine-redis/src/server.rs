@@ -151,6 +151,12 @@ impl Info {
     }
 }
 
+/// What a restore says that must know the version.
+pub(crate) fn unknown_version() -> Error {
+    Error::new(ErrorKind::PermissionDenied, "the server does not tell its version")
+        .hint("allow +info to the plan's user")
+}
+
 /// Asks for one setting; `None` when the server does not tell.
 pub(crate) async fn setting(connection: &mut Connection, name: &str) -> Result<Option<String>> {
     let reply = connection.ask(&["CONFIG", "GET", name]).await?;

@@ -18,7 +18,8 @@ use crate::Redis;
 use crate::config::Service;
 use crate::details::Details;
 use crate::rdb::RdbSummary;
-use crate::server::{POLL, setting};
+use crate::server::{POLL, setting, unknown_version};
+use crate::versions::reads;
 
 /// A server that is not gone, or not there, by then will not be.
 const SERVICE_LIMIT: Duration = Duration::from_mins(2);
@@ -41,15 +42,13 @@ impl Redis {
         let service =
             self.settings.service.clone().ok_or_else(|| Error::new(ErrorKind::Internal, "no `stop` and `start`"))?;
         let mut target = Running::look(self, cx).await?;
-        let newest = newest_rdb(&target);
-        if details.rdb_format == "Valkey" && target.product.flavour() != crate::rdb::Flavour::Valkey
-            || details.rdb_version > newest
-        {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{} cannot read RDB version {} of {}", target.product, details.rdb_version, details.rdb_format),
-            )
-            .hint("leave `stop` and `start` out of the plan: then the running server is loaded by commands, which it understands"));
+        let Details { rdb_version, rdb_format, .. } = details;
+        let running = target.info.product().ok_or_else(unknown_version)?;
+        if !reads(&running.product, &running.version, rdb_format, *rdb_version) {
+            let message = format!("{} cannot read RDB version {rdb_version} of {rdb_format}", target.product);
+            return Err(Error::new(ErrorKind::Unsupported, message).hint(
+                "leave `stop` and `start` out of the plan: then the running server is loaded by commands, which it understands",
+            ));
         }
         let connection = &mut target.connection;
         let told = async |connection: &mut _, name: &str| -> Result<String> {
@@ -79,26 +78,6 @@ impl Redis {
         };
         let holds_data = target.holds(&super::Selection::default()).await?;
         Ok(Files { service, folder, dump, append_only, holds_data })
-    }
-}
-
-/// The newest version of the format that a server reads: what its own release writes.
-fn newest_rdb(target: &Running) -> u32 {
-    let version = target.info.product().map(|product| (product.product, product.version));
-    let (product, version) = version.as_ref().map_or(("Redis", "0"), |(product, version)| (product, version));
-    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
-    let release: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if product == "Valkey" {
-        return if release >= (9, 0) { 80 } else { 11 };
-    }
-    match release {
-        (0..=3, _) => 7,
-        (4, _) => 8,
-        (5 | 6, _) => 9,
-        (7, 0 | 1) => 10,
-        (7, 2 | 3) => 11,
-        (7, _) | (8, 0..=3) => 12,
-        _ => 13,
     }
 }
 
@@ -286,7 +265,7 @@ async fn wait(cx: &RunContext, redis: &Redis, wanted: Wanted) -> Result<()> {
             // Loading takes as long as it takes.
             (Err(error), Wanted::There) if error.kind() == ErrorKind::Busy => {}
             (Err(error), Wanted::There) if started.elapsed() > SERVICE_LIMIT => return Err(error),
-            (Ok(_), Wanted::Gone) if started.elapsed() > SERVICE_LIMIT => {
+            (_, Wanted::Gone) if started.elapsed() > SERVICE_LIMIT => {
                 return Err(Error::new(ErrorKind::Tool, "the server still answers after it was stopped")
                     .hint("look at `stop` in the plan: it must end the server, not restart it"));
             }

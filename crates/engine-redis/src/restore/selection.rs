@@ -73,7 +73,7 @@ impl Selection {
     /// What [`Selection::clear`] needs to be allowed.
     pub(crate) fn commands_to_clear(&self) -> &'static [&'static [&'static str]] {
         match (&self.pattern, &self.databases) {
-            (Some(_), _) => &[&["SCAN", "0"], &["UNLINK", "x"]],
+            (Some(_), _) => &[&["SCAN", "0"]],
             (None, Some(_)) => &[&["FLUSHDB"]],
             (None, None) => &[&["FLUSHALL"]],
         }

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::PIECE_BYTES;
-use crate::connection::{Connection, Reply, refusal};
+use crate::connection::{Connection, NO_CHILD, Reply, refusal};
 use crate::server::{Info, POLL, Server, setting};
 
 const DEFAULT_FILE: &str = "dump.rdb";
@@ -146,7 +146,5 @@ async fn settled(connection: &mut Connection) -> Result<Info> {
 }
 
 fn no_child() -> Error {
-    Error::new(ErrorKind::Tool, "the server cannot start a child process to save its data")
-        .hint("it needs memory for the fork: `sysctl vm.overcommit_memory=1`, or free some; its log has the reason")
-        .retry_later()
+    Error::new(ErrorKind::Tool, "the server cannot start a child process to save its data").hint(NO_CHILD).retry_later()
 }

@@ -13,7 +13,7 @@ use crate::support::{back_up, engine, options, password, sample, task};
 
 /// A server with so much data that buffers on the way do not swallow it.
 fn large(options: &[(&str, &str)]) -> PrivateRedis {
-    let server = PrivateRedis::with_options(options);
+    let server = PrivateRedis::with_options(&[&[("rdbcompression", "no")], options].concat());
     server.fill(400, 100_000);
     server
 }
@@ -144,7 +144,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     server.fill(20_000, 40);
     server.call(&["SAVE"]);
     server.kill();
-    server.relaunch_without_waiting();
+    server.launch_loading();
     let saved = back_up(&engine(&server, "")).await.unwrap();
     assert_eq!(saved.record().fingerprint.total("keys of db0"), 20_000);
 }
@@ -171,4 +171,13 @@ fn children(server: &PrivateRedis) -> Vec<rustix::process::Pid> {
     let pids: Vec<i32> =
         lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.trim().parse().ok()).collect::<Vec<_>>()).collect();
     pids.into_iter().filter_map(rustix::process::Pid::from_raw).collect()
+}
+
+#[tokio::test]
+async fn a_disk_backed_snapshot_whose_child_fails_fails_the_backup() {
+    let server = sample(&[("repl-diskless-sync", "no")]);
+    std::fs::create_dir_all(server.data_folder().join("dump.rdb/in the way")).unwrap();
+    let error = back_up(&engine(&server, "")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Incomplete, "{error:?}");
+    assert!(error.remedy().is_some_and(|hint| hint.contains("log")), "{error:?}");
 }

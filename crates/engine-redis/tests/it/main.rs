@@ -3,6 +3,7 @@
 
 mod backup;
 mod conformance;
+mod drill;
 mod faults;
 mod restore;
 mod support;

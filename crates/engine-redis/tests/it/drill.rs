@@ -1,0 +1,70 @@
+//! Drills: what they prove, what they find, and what they leave behind.
+
+use backup_core::RunContext;
+use backup_core::engine::RestoreTarget;
+use backup_core::error::ErrorKind;
+use backup_testkit::PrivateRedis;
+
+use crate::support::{artifact, back_up, context, engine, restore, sample, source};
+
+#[tokio::test]
+async fn keys_that_expired_meanwhile_are_no_finding() {
+    let server = sample(&[("hz", "1")]);
+    server.call(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
+    let soon = (0..500).map(|number| format!("SET soon:{number} x PX 400\n")).collect::<String>();
+    server.pipe(&soon);
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    assert_eq!(saved.record().fingerprint.total("keys of db0"), 3011 + 500);
+    while server.call(&["EXISTS", "soon:499"]) == "1" {
+        tokio::task::yield_now().await;
+    }
+    let drill = engine.driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert_eq!(drill.findings, Vec::<String>::new());
+    assert!(drill.checked.iter().any(|line| line.contains("left out 500")), "{drill:?}");
+    let target = PrivateRedis::start();
+    let report = restore(&crate::support::engine(&target, ""), &saved, &RestoreTarget::default()).await.unwrap();
+    assert!(report.warnings.iter().any(|warning| warning.starts_with("500 keys had expired")), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_drill_works_in_a_folder_with_a_long_name_and_leaves_nothing() {
+    let server = sample(&[]);
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let long = scratch.path().join("long".repeat(40));
+    std::fs::create_dir(&long).unwrap();
+    let cx = RunContext::new(source()).scratch_in(&long);
+    let drill = engine.driller.drill(&cx, &saved.reader().await).await.unwrap();
+    assert_eq!(drill.findings, Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn without_a_server_program_the_drill_says_what_to_install() {
+    let server = sample(&[]);
+    let saved = back_up(&engine(&server, "")).await.unwrap();
+    let nowhere = engine(&server, "bin: /no/such/folder");
+    let error = nowhere.driller.drill(&context(), &saved.reader().await).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.remedy().is_some_and(|hint| hint.contains("apt-get install redis-server")), "{error:?}");
+}
+
+/// A server that loads less than it was given must not pass.
+#[tokio::test]
+async fn a_server_that_loses_keys_is_found_out() {
+    let server = sample(&[]);
+    let saved = back_up(&engine(&server, "")).await.unwrap();
+    // Evicts while it loads: `--maxmemory` comes last, so it counts.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("redis-server");
+    let text = "#!/bin/sh\n[ \"$1\" = --version ] && exec redis-server --version\n\
+                exec redis-server \"$@\" --maxmemory 1200000 --maxmemory-policy allkeys-random\n";
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let forgetful = engine(&server, &format!("bin: {}", folder.path().display()));
+    let drill = forgetful.driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert!(drill.findings.iter().any(|finding| finding.contains("string")), "{drill:?}");
+    assert!(saved.record().artifact(&artifact("dump.rdb")).is_some());
+}
