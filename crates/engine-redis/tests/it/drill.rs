@@ -11,7 +11,7 @@ use crate::support::{artifact, back_up, context, engine, restore, sample, source
 async fn keys_that_expired_meanwhile_are_no_finding() {
     let server = sample(&[("hz", "1")]);
     server.call(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
-    let soon = (0..500).map(|number| format!("SET soon:{number} x PX 400\n")).collect::<String>();
+    let soon = (0..500).map(|number| format!("SET soon:{number} x PX 400\n")).collect::<Vec<_>>().concat();
     server.pipe(&soon);
     let engine = engine(&server, "");
     let saved = back_up(&engine).await.unwrap();
