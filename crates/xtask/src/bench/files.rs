@@ -7,6 +7,7 @@ use clap::Parser;
 use super::data;
 use super::measure::{Usage, measure};
 use crate::cache::Cache;
+use crate::packages;
 use crate::process::{Result, Run, exists};
 use crate::steps::say;
 
@@ -102,10 +103,8 @@ fn stackward(binary: &Path, work: &Path) -> Result<Tool> {
 }
 
 fn peers(work: &Path) -> Result<Vec<Tool>> {
-    for (program, package) in [("restic", "restic"), ("borg", "borgbackup")] {
-        if !exists(program) {
-            return Err(format!("`{program}` is missing; run `cargo xtask install` or `apt-get install {package}`"));
-        }
+    if !exists("restic") || !exists("borg") {
+        packages::install()?;
     }
     let base = work.display().to_string();
     let restic = Tool {
