@@ -23,7 +23,7 @@ async fn disturbed(server: &PrivateRedis, action: impl Fn() + Send + Sync + 'sta
     let memory = MemorySink::default();
     let happens = Action::new(move |number| {
         if number == 3 {
-            action()
+            action();
         }
     });
     let sink = DisturbedSink::new(Arc::new(memory.clone()), Disturbance::Act(happens));
