@@ -89,13 +89,13 @@ pub(crate) async fn load(
         writer.send(&["ECHO", END]).await?;
         Ok(summary)
     };
-    let sent = tokio::try_join!(send, read_answers(reader));
+    let outcome = tokio::try_join!(send, read_answers(reader));
     // This first: keys that vanish meanwhile make later commands fail in ways that say nothing of the cause.
     let dropped = evicted(observer).await.unwrap_or(evicted_before).saturating_sub(evicted_before);
     if dropped > 0 {
         return Err(memory_full(dropped));
     }
-    let (summary, answers) = sent?;
+    let (summary, answers) = outcome?;
     if answers != summary.commands {
         let message = format!("{} commands were sent, {answers} were answered", summary.commands);
         return Err(Error::new(ErrorKind::Internal, message));
