@@ -229,6 +229,10 @@ impl PrivateRedis {
 
 impl Drop for PrivateRedis {
     fn drop(&mut self) {
+        if !self.runs() {
+            // What was tested may have started another one in its place.
+            let _gone = self.try_call(&["SHUTDOWN", "NOSAVE"]);
+        }
         self.kill();
     }
 }

@@ -11,7 +11,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::Evidence;
 use backup_core::host::Host;
 use backup_core::sink::ChunkHint;
-use backup_core::{ArtifactName, BackupWriter, RunContext};
+use backup_core::{ArtifactName, BackupReader, BackupWriter, RunContext};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 
@@ -21,6 +21,7 @@ use crate::server::setting;
 /// The folder of these artifacts.
 const FOLDER: &str = "aof";
 const DEFAULT_NAME: &str = "appendonly.aof";
+const MANIFEST_ENDING: &str = ".manifest";
 /// A manifest lists a handful of files.
 const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
 /// How often we start again because a rewrite changed the set meanwhile.
@@ -51,7 +52,7 @@ pub(crate) async fn locate(connection: &mut Connection, host: &dyn Host, data_di
     let name = setting(connection, "appendfilename").await?.unwrap_or_else(|| DEFAULT_NAME.to_owned());
     let location = match setting(connection, "appenddirname").await? {
         Some(below) => {
-            Location::Folder { folder: seen(host, &folder.join(below))?, manifest: format!("{name}.manifest") }
+            Location::Folder { folder: seen(host, &folder.join(below))?, manifest: format!("{name}{MANIFEST_ENDING}") }
         }
         None => Location::File(seen(host, &folder.join(name))?),
     };
@@ -97,7 +98,7 @@ pub(crate) async fn save(
                 store(out, &name, file).await?;
             }
             let length = text.len() as u64;
-            let name = ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(&manifest)))?;
+            let name = artifact(&manifest)?;
             let mut artifact = out.artifact(name, ChunkHint::Stream).await?;
             artifact.write(text.into()).await?;
             artifact.seal(Evidence::ExactLength(length)).await.map(|_| ())
@@ -140,6 +141,33 @@ async fn read_manifest(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// Looks whether a backup has every file that its manifest of append-only files lists.
+///
+/// # Errors
+/// [`ErrorKind::Incomplete`] when it has not.
+pub(crate) async fn check(from: &BackupReader, manifest: &ArtifactName) -> Result<String> {
+    let text = String::from_utf8_lossy(&from.read(manifest, MAX_MANIFEST_BYTES).await?).into_owned();
+    for file in listed(&text) {
+        let name = artifact(&file)?;
+        if from.record().artifact(&name).is_none() {
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("it lists `{file}`, which the backup does not have"),
+            ));
+        }
+    }
+    Ok(format!("read to its end, the {} files that it lists are there", listed(&text).count()))
+}
+
+/// Whether an artifact is a manifest of append-only files.
+pub(crate) fn is_manifest(name: &ArtifactName) -> bool {
+    name.as_str().starts_with(FOLDER) && name.as_str().ends_with(MANIFEST_ENDING)
+}
+
+fn artifact(file: &str) -> Result<ArtifactName> {
+    ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(file)))
+}
+
 /// The files that a manifest lists: `file NAME seq N type b|i`. Those of the type `h` wait to be deleted.
 pub(crate) fn listed(manifest: &str) -> impl Iterator<Item = String> {
     manifest.lines().filter_map(|line| {
@@ -167,8 +195,7 @@ impl Opened {
 }
 
 async fn store(out: &BackupWriter, name: &str, opened: Opened) -> Result<()> {
-    let name = ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(name)))?;
-    let mut artifact = out.artifact(name, ChunkHint::Stream).await?;
+    let mut artifact = out.artifact(artifact(name)?, ChunkHint::Stream).await?;
     artifact.copy_from(opened.file.take(opened.length)).await?;
     artifact.seal(Evidence::ExactLength(opened.length)).await.map(|_| ())
 }
@@ -182,5 +209,50 @@ mod tests {
         let text = "file a.1.base.rdb seq 1 type b\nfile a.1.incr.aof seq 1 type i\nfile a.0.incr.aof seq 0 type h\n\
                     file ../x seq 2 type i\n# comment\n";
         assert_eq!(listed(text).collect::<Vec<_>>(), ["a.1.base.rdb", "a.1.incr.aof"]);
+    }
+
+    /// A thread replaces the set as a server does, as fast as it can: what is opened is always one whole set.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_set_is_opened_whole_or_not_at_all() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let write_set = move |generation: u64| {
+            let files = [format!("a.{generation}.base.rdb"), format!("a.{generation}.incr.aof")];
+            for file in &files {
+                std::fs::write(path.join(file), generation.to_string()).unwrap();
+            }
+            let text = format!("file {} seq 1 type b\nfile {} seq 1 type i\n", files[0], files[1]);
+            std::fs::write(path.join("next"), text).unwrap();
+            std::fs::rename(path.join("next"), path.join("a.manifest")).unwrap();
+            for old in [
+                format!("a.{}.base.rdb", generation.wrapping_sub(1)),
+                format!("a.{}.incr.aof", generation.wrapping_sub(1)),
+            ] {
+                let _none_before_the_first = std::fs::remove_file(path.join(old));
+            }
+        };
+        write_set(1);
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let stopped = std::sync::Arc::clone(&stop);
+        let writer = std::thread::spawn(move || {
+            for generation in (2..).take_while(|_| !stopped.load(Ordering::Relaxed)) {
+                write_set(generation);
+            }
+        });
+        for _ in 0..2000 {
+            let (text, mut files) = match open_set(folder.path(), "a.manifest").await {
+                Err(error) if error.kind() == ErrorKind::Busy => continue,
+                opened => opened.unwrap(),
+            };
+            assert_eq!(files.len(), 2);
+            for (name, opened) in &mut files {
+                let mut content = String::new();
+                opened.file.read_to_string(&mut content).await.unwrap();
+                assert!(name.contains(&format!(".{content}.")) && text.contains(name.as_str()), "{name}: {content}");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
     }
 }

@@ -21,7 +21,7 @@ use crate::connection::Connection;
 use crate::details::Details;
 use crate::drill::spool;
 use crate::inspect::{Inspection, now_ms};
-use crate::rdb::{Flavour, Target};
+use crate::rdb::{Flavour, RdbSummary, Target};
 use crate::server::{Info, allowed, unknown_version};
 use crate::snapshot::Snapshot;
 use crate::verify::compare;
@@ -109,18 +109,25 @@ impl Redis {
         dump: &Path,
         to: &RestoreTarget,
         selection: &Selection,
-        work: tempfile::TempDir,
+        mut work: tempfile::TempDir,
     ) -> Result<RestoreReport> {
         let mut target = cx.unless_cancelled(Running::look(self, cx)).await?;
         cx.unless_cancelled(target.check(to, selection)).await?;
         let safety = if cx.unless_cancelled(target.holds(selection)).await? {
             let path = work.path().join("before.rdb");
             cx.step("saving what the server holds now");
-            cx.unless_cancelled(self.keep(cx, &path)).await?;
+            let held = cx.unless_cancelled(self.keep(cx, &path)).await?;
+            if !held.modules.is_empty() {
+                let message = "the server holds data of modules, which could not be put back by commands";
+                return Err(Error::new(ErrorKind::Unsupported, message)
+                    .hint("save it as files and empty the server yourself, or name `stop` and `start` in the plan"));
+            }
             Some(path)
         } else {
             None
         };
+        // Whatever becomes of us: the safety copy outlives us until the server has its data.
+        work.disable_cleanup(safety.is_some());
         let loaded = async {
             if safety.is_some() {
                 cx.step("emptying the server");
@@ -129,19 +136,22 @@ impl Redis {
             cx.step(format!("loading {}", self.server.describe()));
             load::load(cx, &self.server, dump, &selection.options(target.product), &mut target.connection).await
         };
-        match cx.unless_cancelled(loaded).await {
+        let loaded = cx.unless_cancelled(loaded).await;
+        let result = match loaded {
             Ok(loaded) => Ok(RestoreReport {
                 restored: loaded.restored(&self.server.describe()),
                 items: loaded.keys(),
                 warnings: loaded.warnings(),
                 ..RestoreReport::default()
             }),
-            Err(error) => Err(self.undo(cx, error, safety.as_deref(), selection, target.product, work).await),
-        }
+            Err(error) => Err(self.undo(cx, error, safety.as_deref(), selection, target.product).await?),
+        };
+        work.disable_cleanup(false);
+        result
     }
 
     /// Writes what the server holds to `path`, checked.
-    async fn keep(&self, cx: &RunContext, path: &Path) -> Result<()> {
+    async fn keep(&self, cx: &RunContext, path: &Path) -> Result<RdbSummary> {
         use tokio::io::AsyncWriteExt;
         let failed = |source| Error::io("cannot write the safety copy", path, source);
         let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
@@ -153,10 +163,13 @@ impl Redis {
             inspection.push(piece).await?;
         }
         file.sync_all().await.map_err(failed)?;
-        inspection.finish().await.map(|_| ()).map_err(|error| error.during("save what the server holds now"))
+        inspection.finish().await.map_err(|error| error.during("save what the server holds now"))
     }
 
-    /// After a load that failed: empties the target again, and puts back what it held. This is not cancelled.
+    /// After a load that failed with `error`: empties the target again, and puts back what it held. Not cancelled.
+    ///
+    /// # Errors
+    /// `error`, with where the safety copy is, when it could not be put back.
     async fn undo(
         &self,
         cx: &RunContext,
@@ -164,32 +177,27 @@ impl Redis {
         safety: Option<&Path>,
         selection: &Selection,
         product: Target,
-        work: tempfile::TempDir,
-    ) -> Error {
+    ) -> Result<Error> {
         cx.step("taking back what was loaded");
         let cx = RunContext::new(cx.source().clone()).scratch_in(cx.scratch());
         let undone = async {
             let mut connection = self.server.connect(&cx).await?;
             selection.clear(&mut connection).await?;
-            match safety {
-                Some(path) => {
-                    load::load(&cx, &self.server, path, &selection.options(product), &mut connection).await.map(|_| ())
-                }
-                None => Ok(()),
+            if let Some(path) = safety {
+                load::load(&cx, &self.server, path, &selection.options(product), &mut connection).await?;
             }
+            Ok(())
         };
         match (undone.await, safety) {
-            (Ok(()), _) => error,
-            (Err(_), None) => error.hint("a part of the backup may be in the server: empty it before the next attempt"),
-            (Err(why), Some(path)) => {
-                let _kept = work.keep();
-                let hint = format!(
-                    "what the server held could not be put back ({}): it is in {}, an RDB that the server loads when it starts",
-                    why.message(),
-                    path.display()
-                );
-                error.hint(hint)
+            (Ok(()), _) => Ok(error),
+            (Err::<(), Error>(_), None) => {
+                Ok(error.hint("a part of the backup may be in the server: empty it before the next attempt"))
             }
+            (Err(why), Some(path)) => Err(error.hint(format!(
+                "what the server held could not be put back ({}): it is in {}, an RDB that the server loads when it starts",
+                why.message(),
+                path.display()
+            ))),
         }
     }
 }

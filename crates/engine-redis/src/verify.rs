@@ -8,6 +8,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use crate::Redis;
+use crate::aof;
 use crate::backup::DUMP;
 use crate::counts;
 use crate::inspect::{Inspection, now_ms};
@@ -23,7 +24,13 @@ impl Verifier for Redis {
         }
         for name in names {
             cx.step(format!("reading {name}"));
-            let checked = if is_rdb(&name) { check_rdb(cx, from, &name).await } else { read(cx, from, &name).await };
+            let checked = if is_rdb(&name) {
+                check_rdb(cx, from, &name).await
+            } else if aof::is_manifest(&name) {
+                aof::check(from, &name).await
+            } else {
+                read(cx, from, &name).await
+            };
             match checked {
                 Ok(checked) => report.checked.push(format!("{name}: {checked}")),
                 Err(error) if is_damage(&error) => report.findings.push(Finding {

@@ -27,8 +27,8 @@ fn plans_that_are_wrong_have_code_two() {
         ("wrong type", plan.replace("paths: [tree]", "paths: 7"), "backup"),
         ("unknown field of an engine", plan.replace("paths:", "path:"), "backup"),
         ("duplicate source", format!("{plan}  tree:\n    files: {{ paths: [tree] }}\n"), "backup"),
-        ("missing secret", plan.replace("  state:", "  passphrase: { env: NO_SUCH_VARIABLE }\n  state:"), "backup"),
-        ("missing secret file", plan.replace("  state:", "  passphrase: { file: nowhere }\n  state:"), "backup"),
+        ("missing secret", plan.replace("  state:", "  passphrase: { env: NO_SUCH_VARIABLE }\n  state:"), "list"),
+        ("missing secret file", plan.replace("  state:", "  passphrase: { file: nowhere }\n  state:"), "list"),
         ("not a key", plan.replace("recipients: [", "recipients: [age1nonsense, "), "backup"),
         ("unencrypted by mistake", plan.replace("  state:", "  encryption: none\n  state:"), "backup"),
     ];

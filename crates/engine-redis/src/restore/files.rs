@@ -116,57 +116,73 @@ impl Files {
         let staged = tempfile::Builder::new().prefix(".stackward-").tempdir_in(&self.folder);
         let staged =
             staged.map_err(|source| Error::io("cannot write into the server's folder", &self.folder, source))?;
-        let file = staged.path().join("rdb");
+        let (file, before) = (staged.path().join("rdb"), staged.path().join("before"));
         cx.unless_cancelled(async {
             let failed = |source| Error::io("cannot write into the server's folder", &file, source);
-            tokio::fs::copy(rdb, &file).await.map(|_| ()).map_err(failed)
+            tokio::fs::copy(rdb, &file).await.map_err(failed)?;
+            // Without append-only files, its newest data may be in its memory alone.
+            if self.holds_data && self.append_only.is_none() {
+                cx.step("saving what the server holds now");
+                redis.keep(cx, &before).await?;
+            }
+            Ok(())
         })
         .await?;
         cx.step("stopping the server");
         run(&*redis.host, &self.service.stop).await?;
         // From here on the server is down: the work goes on to a running server, cancelled or not.
-        wait(cx, redis, Wanted::Gone).await?;
-        let replaced = self.replace(&file);
-        cx.step("starting the server");
+        let mut swap = Swap::default();
         let started = async {
-            replaced?;
+            wait(cx, redis, Wanted::Gone).await?;
+            self.replace(&mut swap, &file, &before)?;
+            cx.step("starting the server");
             run(&*redis.host, &self.service.start).await?;
             wait(cx, redis, Wanted::There).await?;
             self.count(redis, cx, summary).await
         };
         match started.await {
-            Ok(report) => Ok(report),
-            Err(error) => Err(self.back(redis, cx, error).await),
+            Ok(mut report) => {
+                report.warnings.extend(swap.aside.iter().map(|(_, aside)| {
+                    format!("what the server held is in {}: remove it when you do not need it", aside.display())
+                }));
+                Ok(report)
+            }
+            Err(error) => Err(self.back(redis, cx, &swap, error).await),
         }
     }
 
-    /// The names that the server looks at.
-    fn names(&self) -> [Option<&Path>; 2] {
-        [Some(&self.dump), self.append_only.as_ref().map(|(folder, _)| folder.as_path())]
-    }
-
-    fn replace(&self, file: &Path) -> Result<()> {
-        for path in self.names().into_iter().flatten().filter(|path| path.exists()) {
+    /// Moves what the server would load aside, and puts the backup in its place. `swap` says how far it came.
+    fn replace(&self, swap: &mut Swap, file: &Path, before: &Path) -> Result<()> {
+        let folder = self.append_only.as_ref().map(|(folder, _)| folder);
+        for path in [Some(&self.dump), folder].into_iter().flatten().filter(|path| path.exists()) {
             let aside = aside(path);
             remove(&aside)?;
-            std::fs::rename(path, &aside)
-                .map_err(|source| Error::io("cannot move the old data aside", path, source))?;
+            rename(path, &aside)?;
+            swap.aside.push((path.clone(), aside));
         }
-        let place = match &self.append_only {
-            None => self.dump.clone(),
-            Some((folder, name)) => {
-                let form = AofForm::named(name);
-                make_folder(folder)?;
-                self.give(folder)?;
-                let manifest = folder.join(&form.manifest);
-                write_new(&manifest, form.text.as_bytes())?;
-                self.give(&manifest)?;
-                folder.join(form.base)
+        if before.exists() {
+            let aside = aside(&self.dump);
+            self.give(before)?;
+            rename(before, &aside)?;
+            swap.aside.retain(|(path, _)| *path != self.dump);
+            swap.aside.push((self.dump.clone(), aside));
+        }
+        match &self.append_only {
+            None => {
+                swap.placed = Some(self.dump.clone());
+                rename(file, &self.dump)?;
+                self.give(&self.dump)
             }
-        };
-        std::fs::rename(file, &place)
-            .map_err(|source| Error::io("cannot put the backup in its place", &place, source))?;
-        self.give(&place)
+            Some((folder, name)) => {
+                swap.placed = Some(folder.clone());
+                let form = AofForm::named(name);
+                let (base, manifest) = (folder.join(&form.base), folder.join(&form.manifest));
+                make_folder(folder)?;
+                rename(file, &base)?;
+                write_new(&manifest, form.text.as_bytes())?;
+                [folder, &base, &manifest].into_iter().try_for_each(|path| self.give(path))
+            }
+        }
     }
 
     /// Makes the owner of the server's folder the owner of `path`.
@@ -194,27 +210,20 @@ impl Files {
             report.restored.push(format!("{held} keys of db{database} on {}", redis.server.describe()));
             report.items += held;
         }
-        for path in self.names().into_iter().flatten().map(aside).filter(|path| path.exists()) {
-            report
-                .warnings
-                .push(format!("what the server held is in {}: remove it when you do not need it", path.display()));
-        }
         Ok(report)
     }
 
     /// Puts back what stood there, and starts the server on it.
-    async fn back(&self, redis: &Redis, cx: &RunContext, error: Error) -> Error {
+    async fn back(&self, redis: &Redis, cx: &RunContext, swap: &Swap, error: Error) -> Error {
         let undone = async {
             // It may run, or not.
             let _stopped = run(&*redis.host, &self.service.stop).await;
             wait(cx, redis, Wanted::Gone).await?;
-            for path in self.names().into_iter().flatten() {
-                let aside = aside(path);
-                remove(path)?;
-                if aside.exists() {
-                    std::fs::rename(&aside, path)
-                        .map_err(|source| Error::io("cannot put the old data back", path, source))?;
-                }
+            if let Some(placed) = &swap.placed {
+                remove(placed)?;
+            }
+            for (path, aside) in &swap.aside {
+                rename(aside, path)?;
             }
             run(&*redis.host, &self.service.start).await
         };
@@ -226,6 +235,19 @@ impl Files {
             )),
         }
     }
+}
+
+/// What was moved where: so much is undone, and no more.
+#[derive(Debug, Default)]
+struct Swap {
+    /// The name that the server knows, and where what stood there is now.
+    aside: Vec<(PathBuf, PathBuf)>,
+    /// Where the backup was put, or was about to be.
+    placed: Option<PathBuf>,
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|source| Error::io("cannot rename", from, source).with("to", to.display()))
 }
 
 fn aside(path: &Path) -> PathBuf {

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use crate::connection::{Commands, Connection, Replies, Reply, refusal};
-use crate::rdb::{ExportOptions, ExportSummary, export};
+use crate::rdb::{ExportOptions, ExportSummary, RefusedKey, export};
 use crate::server::{Info, Server};
 
 /// Commands are sent in pieces of this size; so many may wait.
@@ -89,12 +89,18 @@ pub(crate) async fn load(
         writer.send(&["ECHO", END]).await?;
         Ok(summary)
     };
-    let (summary, answers) = tokio::try_join!(send, read_answers(reader))?;
+    let outcome = tokio::try_join!(send, read_answers(reader));
+    // This first: keys that vanish meanwhile make later commands fail in ways that say nothing of the cause.
+    let dropped = evicted(observer).await.unwrap_or(evicted_before).saturating_sub(evicted_before);
+    if dropped > 0 {
+        return Err(memory_full(dropped));
+    }
+    let (summary, answers) = outcome?;
     if answers != summary.commands {
         let message = format!("{} commands were sent, {answers} were answered", summary.commands);
         return Err(Error::new(ErrorKind::Internal, message));
     }
-    check(observer, &summary, evicted_before).await?;
+    refuse_incomplete(&summary)?;
     Ok(Loaded(summary))
 }
 
@@ -118,26 +124,25 @@ async fn read_answers(reader: &mut Replies) -> Result<u64> {
     }
 }
 
-/// Fails when a key could not be expressed, or was dropped: a server whose memory is full may do so without a word.
-async fn check(observer: &mut Connection, summary: &ExportSummary, evicted_before: u64) -> Result<()> {
-    if summary.refused_total > 0 {
-        let named: Vec<String> = summary
-            .refused
-            .iter()
-            .take(NAMED)
-            .map(|key| format!("db{}: `{}`: {}", key.database, key.key, key.why))
-            .collect();
-        let message = format!("{} keys cannot be loaded by commands: {}", summary.refused_total, named.join("; "));
-        return Err(Error::new(ErrorKind::Unsupported, message)
-            .hint("restore into a folder and let a server of the same version start on it, or name `stop` and `start` in the plan"));
+fn refuse_incomplete(summary: &ExportSummary) -> Result<()> {
+    if summary.refused_total == 0 {
+        return Ok(());
     }
-    let dropped = evicted(observer).await?.saturating_sub(evicted_before);
-    if dropped > 0 {
-        let message = format!("the server's memory is full: it dropped {dropped} keys while it was loaded");
-        return Err(Error::new(ErrorKind::NoSpace, message)
-            .hint("raise `maxmemory` of the server, or set `maxmemory-policy noeviction` for the restore"));
-    }
-    Ok(())
+    let key = |key: &RefusedKey| format!("db{}: `{}`: {}", key.database, key.key, key.why);
+    let named: Vec<String> = summary.refused.iter().take(NAMED).map(key).collect();
+    let message = format!("{} keys cannot be loaded by commands: {}", summary.refused_total, named.join("; "));
+    Err(Error::new(ErrorKind::Unsupported, message).hint(
+        "restore into a folder and let a server of the same version start on it, or name `stop` and `start` in the plan",
+    ))
+}
+
+/// A server whose memory is full may drop keys without a word.
+fn memory_full(dropped: u64) -> Error {
+    Error::new(
+        ErrorKind::NoSpace,
+        format!("the server's memory is full: it dropped {dropped} keys while it was loaded"),
+    )
+    .hint("raise `maxmemory` of the server, or set `maxmemory-policy noeviction` for the restore")
 }
 
 async fn evicted(observer: &mut Connection) -> Result<u64> {

@@ -98,7 +98,7 @@ impl Replication {
     /// Why the RDB is whole.
     pub(crate) fn evidence(&self) -> Evidence {
         match self.framing {
-            Framing::Mark(_) => Evidence::EndMarker("the mark that the server announced before the RDB"),
+            Framing::Mark(_) => Evidence::EndMarker("the mark that the server announced"),
             Framing::Length(length) => Evidence::ExactLength(length),
         }
     }

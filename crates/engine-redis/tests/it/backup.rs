@@ -288,3 +288,20 @@ async fn without_append_only_files_the_mode_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.remedy().is_some());
 }
+
+#[tokio::test]
+async fn a_node_of_a_cluster_is_saved_with_the_clusters_map() {
+    // A node of a cluster cannot be without a port: one of its own, on the loopback interface.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let server =
+        PrivateRedis::with_options(&[("cluster-enabled", "yes"), ("bind", "127.0.0.1"), ("cluster-port", &port)]);
+    server.call(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    while !server.call(&["CLUSTER", "INFO"]).contains("cluster_state:ok") {
+        tokio::task::yield_now().await;
+    }
+    server.call(&["SET", "key", "value"]);
+    let saved = back_up(&engine(&server, "")).await.unwrap();
+    assert!(saved.text("cluster-nodes.txt").await.contains("0-16383"));
+    assert!(saved.warnings().contains("name each master"), "{}", saved.warnings());
+    assert_eq!(saved.detail("cluster"), true);
+}

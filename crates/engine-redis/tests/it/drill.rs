@@ -11,8 +11,8 @@ use crate::support::{artifact, back_up, context, engine, restore, sample, source
 async fn keys_that_expired_meanwhile_are_no_finding() {
     let server = sample(&[("hz", "1")]);
     server.call(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]);
-    let soon = (0..500).map(|number| format!("SET soon:{number} x PX 400\n")).collect::<Vec<_>>().concat();
-    server.pipe(&soon);
+    let soon: Vec<String> = (0..500).map(|number| format!("SET soon:{number} x PX 400\n")).collect();
+    server.pipe(&soon.concat());
     let engine = engine(&server, "");
     let saved = back_up(&engine).await.unwrap();
     assert_eq!(saved.record().fingerprint.total("keys of db0"), 3011 + 500);
@@ -67,4 +67,47 @@ async fn a_server_that_loses_keys_is_found_out() {
     let drill = forgetful.driller.drill(&context(), &saved.reader().await).await.unwrap();
     assert!(drill.findings.iter().any(|finding| finding.contains("string")), "{drill:?}");
     assert!(saved.record().artifact(&artifact("dump.rdb")).is_some());
+}
+
+/// An RDB that is whole, but is not what was counted, must not pass.
+#[tokio::test]
+async fn counts_that_do_not_fit_are_found_everywhere() {
+    let server = sample(&[]);
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let from = saved.reader_with(|record| record.fingerprint.count("keys of db9", "list", 2)).await;
+    let report = engine.verifier.verify(&context(), &from).await.unwrap();
+    assert!(report.findings.iter().any(|finding| finding.problem.contains("2 saved, 1 restored")), "{report:?}");
+    let drill = engine.driller.drill(&context(), &from).await.unwrap();
+    assert!(drill.findings.iter().any(|finding| finding.contains("2 saved, 1 restored")), "{drill:?}");
+    let target = PrivateRedis::start();
+    let into = crate::support::engine(&target, "");
+    let plan = into.restorer.plan_restore(&context(), &from, &RestoreTarget::default()).await.unwrap();
+    let error = into.restorer.restore(&context(), &from, plan).await.unwrap_err();
+    assert_eq!((error.kind(), target.call(&["DBSIZE"]).as_str()), (ErrorKind::Damaged, "0"));
+}
+
+#[tokio::test]
+async fn an_append_only_file_that_is_missing_is_found() {
+    let server = sample(&[("appendonly", "yes")]);
+    let engine = engine(&server, "modes: [rdb, aof]");
+    let saved = back_up(&engine).await.unwrap();
+    let from = saved.reader_with(|record| record.artifacts.retain(|it| !it.name.as_str().ends_with("incr.aof"))).await;
+    let report = engine.verifier.verify(&context(), &from).await.unwrap();
+    assert_eq!(report.findings.len(), 1, "{report:?}");
+    assert!(report.findings[0].problem.contains("incr.aof"), "{report:?}");
+}
+
+/// An RDB that the program here cannot read is not called damaged.
+#[tokio::test]
+async fn a_backup_that_is_too_new_for_the_program_is_said_to_be() {
+    let server = sample(&[]);
+    let engine = engine(&server, "");
+    let saved = back_up(&engine).await.unwrap();
+    let from = saved.reader_with(|record| *record.details.get_mut("rdb_version").unwrap() = 99.into()).await;
+    let error = engine.driller.drill(&context(), &from).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let stoppable = crate::support::engine(&server, "stop: ['false'], start: ['false']");
+    let error = stoppable.restorer.plan_restore(&context(), &from, &crate::support::replacing()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "refused before the server is stopped");
 }

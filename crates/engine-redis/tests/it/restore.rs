@@ -183,23 +183,26 @@ async fn a_stopped_server_gets_files_where_it_looks_for_them() {
 
 #[tokio::test]
 async fn a_server_that_does_not_start_again_is_set_back() {
-    let (server, target) = (sample(&[]), PrivateRedis::with_options(&[("appendonly", "yes")]));
-    // Not `fill`: a server does not write that into its append-only file.
-    target.pipe("SET a 1\nSET b 2\n");
-    let before = target.digest();
-    let saved = back_up(&engine(&server, "")).await.unwrap();
-    // The first start fails, the second one works.
-    let flag = target.data_folder().join("tried");
-    let script = target.data_folder().join("start.sh");
-    let text = format!("#!/bin/sh\n[ -e {0} ] || {{ touch {0}; exit 1; }}\nexec redis-server \"$@\"\n", flag.display());
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let into = engine(&target, &service(&target, &script.display().to_string()));
-    let error = restore(&into, &saved, &replacing()).await.unwrap_err();
-    assert!(error.remedy().is_some_and(|hint| hint.contains("what it held before")), "{error:?}");
-    while target.try_call(&["PING"]).is_err() {
-        tokio::task::yield_now().await;
+    for append_only in ["no", "yes"] {
+        let (server, target) = (sample(&[]), PrivateRedis::with_options(&[("appendonly", append_only)]));
+        // Not `fill`: a server does not write that into its append-only file. Without one, this is in memory alone.
+        target.pipe("SET a 1\nSET b 2\n");
+        let before = target.digest();
+        let saved = back_up(&engine(&server, "")).await.unwrap();
+        // The first start fails, the second one works.
+        let flag = target.data_folder().join("tried");
+        let script = target.data_folder().join("start.sh");
+        let text =
+            format!("#!/bin/sh\n[ -e {0} ] || {{ touch {0}; exit 1; }}\nexec redis-server \"$@\"\n", flag.display());
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let into = engine(&target, &service(&target, &script.display().to_string()));
+        let error = restore(&into, &saved, &replacing()).await.unwrap_err();
+        assert!(error.remedy().is_some_and(|hint| hint.contains("what it held before")), "{error:?}");
+        while target.try_call(&["PING"]).is_err() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(target.digest(), before, "appendonly {append_only}");
+        let _gone = target.try_call(&["SHUTDOWN", "NOSAVE"]);
     }
-    assert_eq!(target.digest(), before);
-    let _gone = target.try_call(&["SHUTDOWN", "NOSAVE"]);
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use backup_core::engine::{Engine, EngineSetup, Existing, Place, RestoreReport, RestoreTarget};
 use backup_core::error::Result;
 use backup_core::event::Recorder;
@@ -10,7 +11,7 @@ use backup_core::host::LocalHost;
 use backup_core::manifest::{ArtifactRecord, Manifest, SourceRecord};
 use backup_core::plan::{Node, OnFailure};
 use backup_core::run::{RunOptions, Task, run};
-use backup_core::sink::Sink;
+use backup_core::sink::{EntryReader, PieceReader, Sink, SnapshotReader};
 use backup_core::{ArtifactName, BackupReader, PlanName, RunContext, SourceName};
 use backup_testkit::{MemorySink, PrivateRedis};
 use engine_redis::REDIS;
@@ -93,6 +94,38 @@ impl Saved {
     pub(crate) async fn text(&self, artifact: &str) -> String {
         let bytes = self.reader().await.read(&self::artifact(artifact), 1 << 24).await.unwrap();
         String::from_utf8(bytes).unwrap()
+    }
+}
+
+/// A snapshot whose manifest says something else than was saved.
+#[derive(Debug)]
+struct Lying {
+    inner: Arc<dyn SnapshotReader>,
+    manifest: Manifest,
+}
+
+#[async_trait]
+impl SnapshotReader for Lying {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    async fn stream(&self, source: &SourceName, artifact: &ArtifactRecord) -> Result<Box<dyn PieceReader>> {
+        self.inner.stream(source, artifact).await
+    }
+
+    async fn tree(&self, source: &SourceName, artifact: &ArtifactRecord) -> Result<Box<dyn EntryReader>> {
+        self.inner.tree(source, artifact).await
+    }
+}
+
+impl Saved {
+    /// Reads the snapshot as if its source's record had been changed.
+    pub(crate) async fn reader_with(&self, change: impl FnOnce(&mut SourceRecord)) -> BackupReader {
+        let inner = self.sink.open(&self.manifest.id).await.unwrap();
+        let mut manifest = self.manifest.clone();
+        change(&mut manifest.sources[0]);
+        BackupReader::new(Arc::new(Lying { inner, manifest }), source()).unwrap()
     }
 }
 
