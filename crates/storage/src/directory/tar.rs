@@ -26,11 +26,18 @@ const COMMENT_IDENTITY: &str = "stackward inode=";
 
 /// The bytes that fill a block after `length` bytes of content.
 const fn padding(length: u64) -> usize {
-    (BLOCK as u64 - 1 - (length + BLOCK as u64 - 1) % BLOCK as u64) as usize
+    ((BLOCK as u64 - length % BLOCK as u64) % BLOCK as u64) as usize
 }
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn padding_fills_a_block_whatever_length_an_enemy_wrote() {
+        for (length, expected) in [(0, 0), (1, 511), (511, 1), (512, 0), (513, 511), (u64::MAX, 1)] {
+            assert_eq!(super::padding(length), expected, "{length}");
+        }
+    }
+
     use backup_core::ErrorKind;
     use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreeEntry, TreePath};
     use proptest::prelude::*;

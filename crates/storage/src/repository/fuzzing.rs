@@ -17,8 +17,12 @@ pub(crate) fn index(plain: &[u8]) -> bool {
     assert_eq!(index::encode_plain(&packs), plain, "an index has one encoding");
     let mut index = Index::default();
     for pack in &packs {
+        // A pack that is listed twice counts once, as it was listed first.
+        let first = !index.knows_pack(&pack.hash);
         index.add(pack);
-        assert_inside(&index, pack);
+        if first {
+            assert_inside(&index, pack);
+        }
     }
     true
 }
