@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::context::RunContext;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::manifest::{Fingerprint, ServerRecord};
 use crate::names::{ArtifactName, SnapshotId, SourceName};
@@ -149,6 +149,25 @@ pub enum Existing {
     Refuse,
     /// Replace what the restore brings, as told by `--force`.
     Replace,
+}
+
+impl Existing {
+    /// Looks whether files may be restored into `folder`. One that is not there is made later.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](ErrorKind::AlreadyExists) for a folder that is not empty, unless what is there may be replaced.
+    pub fn check_folder(self, folder: &Path) -> Result<()> {
+        let mut entries = match std::fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::io("cannot look into the folder", folder, source)),
+        };
+        if self == Self::Refuse && entries.next().is_some() {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("the folder {} is not empty", folder.display()))
+                .hint("choose an empty folder, or replace the files in it with `--force`"));
+        }
+        Ok(())
+    }
 }
 
 /// What a restore would do.

@@ -58,7 +58,7 @@ impl Redis {
         let mut plan = RestorePlan { steps: Vec::new(), bytes, target: to.clone(), warnings: Vec::new() };
         if let Place::Folder(folder) = &to.place {
             selection.refuse_in_folder()?;
-            folder::check(folder, to.existing)?;
+            to.existing.check_folder(folder)?;
             plan.steps = folder::steps(from, folder, &details);
             plan.bytes = from.record().artifacts.iter().map(|artifact| artifact.bytes).sum();
             return Ok(plan);

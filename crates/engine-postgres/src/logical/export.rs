@@ -5,7 +5,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use backup_core::engine::{Existing, RestoreReport, RestoreTarget};
+use backup_core::engine::{RestoreReport, RestoreTarget};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
@@ -22,20 +22,6 @@ pub(crate) fn artifacts(from: &BackupReader, details: &Details, target: &Restore
         return Ok(from.record().artifacts.iter().map(|artifact| artifact.name.clone()).collect());
     }
     Ok(chosen(details, target)?.into_iter().map(|item| item.details.artifact).collect())
-}
-
-/// Refuses a folder that is not empty, unless told to replace what is there.
-pub(crate) fn check_folder(folder: &Path, existing: Existing) -> Result<()> {
-    let mut entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::io("cannot look into the folder", folder, source)),
-    };
-    if existing == Existing::Refuse && entries.next().is_some() {
-        return Err(Error::new(ErrorKind::AlreadyExists, format!("the folder {} is not empty", folder.display()))
-            .hint("choose an empty folder, or replace the files in it with `--force`"));
-    }
-    Ok(())
 }
 
 /// Writes the artifacts below `folder`.

@@ -19,7 +19,7 @@ impl Restorer for Logical {
             let details = Details::of(from.record())?;
             let (steps, artifacts, warnings) = if let Place::Folder(folder) = &to.place {
                 let artifacts = export::artifacts(from, &details, to)?;
-                export::check_folder(folder, to.existing)?;
+                to.existing.check_folder(folder)?;
                 let steps = artifacts.iter().map(|name| format!("write {}", folder.join(name.as_str()).display()));
                 (steps.collect(), artifacts, Vec::new())
             } else {
@@ -39,7 +39,7 @@ impl Restorer for Logical {
         let details = Details::of(from.record())?;
         if let Place::Folder(folder) = &plan.target.place {
             let artifacts = export::artifacts(from, &details, &plan.target)?;
-            export::check_folder(folder, plan.target.existing)?;
+            plan.target.existing.check_folder(folder)?;
             return cx.unless_cancelled(export::write(cx, from, &artifacts, folder)).await;
         }
         // Drawn again: the server may have changed since the plan was shown.

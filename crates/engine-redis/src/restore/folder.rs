@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use backup_core::engine::{Existing, RestoreReport};
-use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::engine::RestoreReport;
+use backup_core::error::{Error, Result};
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use crate::backup::DUMP;
@@ -31,20 +31,6 @@ impl AofForm {
         let text = format!("file {base} seq 1 type b\n");
         Self { manifest: format!("{name}.manifest"), base, text }
     }
-}
-
-/// Refuses a folder that is not empty, unless told to replace what is there.
-pub(crate) fn check(folder: &Path, existing: Existing) -> Result<()> {
-    let mut entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::io("cannot look into the folder", folder, source)),
-    };
-    if existing == Existing::Refuse && entries.next().is_some() {
-        return Err(Error::new(ErrorKind::AlreadyExists, format!("the folder {} is not empty", folder.display()))
-            .hint("choose an empty folder, or replace the files in it with `--force`"));
-    }
-    Ok(())
 }
 
 pub(crate) fn steps(from: &BackupReader, folder: &Path, details: &Details) -> Vec<String> {
