@@ -7,6 +7,8 @@
 pub mod conformance;
 mod disturbed_sink;
 mod faulty_store;
+pub mod log_suite;
+mod memory_log;
 mod memory_sink;
 pub mod postgres;
 pub mod redis;
@@ -14,6 +16,7 @@ pub mod sink_suite;
 
 pub use disturbed_sink::{Action, Disturbance, DisturbedSink};
 pub use faulty_store::{Fault, FaultyStore};
+pub use memory_log::MemoryLog;
 pub use memory_sink::MemorySink;
 pub use postgres::PrivatePostgres;
 pub use redis::PrivateRedis;
