@@ -27,7 +27,7 @@ use blocks::BlockCache;
 pub(super) use content::{ContentReader, ExtentWalker};
 use decoded::DecodedCache;
 pub(super) use listing::ListingReader;
-pub(super) use records::RecordIndex;
+pub(super) use records::{MapReader, RecordIndex};
 pub(super) use sessions::{KeySource, Sessions, needs_identity, open_keys};
 
 /// Reads chunks of one repository.

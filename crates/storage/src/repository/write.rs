@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::manifest::{ArtifactKind, Manifest, SourceRecord};
+use backup_core::manifest::{ArtifactKind, ArtifactRecord, Manifest, SourceRecord};
 use backup_core::sink::{ChunkHint, SnapshotHeader, SnapshotReader, SnapshotWriter, StreamSink, TreeOrder, TreeSink};
 use backup_core::{ArtifactName, SourceName};
 
-use super::chunker::Cut;
 use super::content::ContentList;
 use super::crypto::{SessionId, SessionKeys, random};
-use super::earlier::EarlierTree;
+use super::earlier::{EarlierContent, EarlierTree};
 use super::layout;
 use super::pack::Class;
+use super::page_map::{PageKey, page_bytes};
+use super::pages::{Allowance, PageSetup};
 use super::pipeline::{Pipeline, PipelineSetup};
 use super::snapshot::{self, SnapshotKeys};
 use super::stream::RepositoryStream;
@@ -32,6 +33,7 @@ pub(super) struct RepositoryWriter {
     keys: SessionKeys,
     writer: String,
     pipeline: Arc<Pipeline>,
+    page_key: Arc<PageKey>,
     earlier: Vec<Manifest>,
     ended: AtomicBool,
 }
@@ -70,6 +72,7 @@ impl RepositoryWriter {
             keys,
             writer: writer.id(),
             pipeline: Arc::new(pipeline),
+            page_key: Arc::new(PageKey::derived(&writer.secret)),
             earlier,
             ended: AtomicBool::new(false),
         })
@@ -81,32 +84,59 @@ impl RepositoryWriter {
         self.earlier.iter().find(complete)
     }
 
-    /// The tree that it has under this name.
-    fn earlier_tree(&self, source: &SourceName, name: &ArtifactName, order: &TreeOrder) -> Option<EarlierTree> {
-        let record = self.base(source)?.source(source)?.artifact(name)?;
+    /// What it has under this name.
+    fn earlier_artifact(
+        &self,
+        source: &SourceName,
+        name: &ArtifactName,
+        kind: ArtifactKind,
+    ) -> Option<&ArtifactRecord> {
+        self.base(source)?.source(source)?.artifact(name).filter(|record| record.kind == kind)
+    }
+
+    fn earlier_tree(&self, record: &ArtifactRecord, order: &TreeOrder) -> Option<EarlierTree> {
         let listing = ContentList::from_record(&record.content).ok()?;
+        let maps = record.page_map.as_ref().and_then(|maps| ContentList::from_record(maps).ok());
         let chunks = &self.repository.chunks;
-        (record.kind == ArtifactKind::Tree).then(|| match order {
-            TreeOrder::ByPath => EarlierTree::along(chunks, listing),
-            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing),
+        Some(match order {
+            TreeOrder::ByPath => EarlierTree::along(chunks, listing, maps),
+            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing, maps),
         })
+    }
+
+    fn page_setup(&self, earlier: Option<&ArtifactRecord>) -> PageSetup {
+        PageSetup {
+            pipeline: Arc::clone(&self.pipeline),
+            tally: Arc::default(),
+            key: Arc::clone(&self.page_key),
+            allowance: Arc::new(Allowance::of(earlier.map_or(0, |record| record.bytes))),
+        }
     }
 }
 
 #[async_trait]
 impl SnapshotWriter for RepositoryWriter {
-    async fn stream(&self, _: &SourceName, _: &ArtifactName, hint: ChunkHint) -> Result<Box<dyn StreamSink>> {
-        let pipeline = Arc::clone(&self.pipeline);
-        Ok(Box::new(RepositoryStream::new(pipeline, Class::Content, Cut::of_stream(hint))))
+    async fn stream(&self, source: &SourceName, name: &ArtifactName, hint: ChunkHint) -> Result<Box<dyn StreamSink>> {
+        let ChunkHint::Pages(hinted) = hint else {
+            return Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Content)));
+        };
+        let record = self.earlier_artifact(source, name, ArtifactKind::Stream);
+        let earlier = match record {
+            Some(record) => EarlierContent::of_stream(&self.repository.chunks, record).await,
+            None => None,
+        };
+        let setup = self.page_setup(record);
+        Ok(Box::new(RepositoryStream::of_pages(setup, page_bytes(hinted), earlier.as_ref())))
     }
 
     async fn memo(&self, _: &SourceName, _: &ArtifactName) -> Result<Box<dyn StreamSink>> {
-        Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Meta, Cut::Stream)))
+        Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Meta)))
     }
 
     async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>> {
-        let earlier = self.earlier_tree(source, name, &order);
-        Ok(Box::new(RepositoryTree::new(Arc::clone(&self.pipeline), &order, earlier)))
+        let record = self.earlier_artifact(source, name, ArtifactKind::Tree);
+        let earlier = record.and_then(|record| self.earlier_tree(record, &order));
+        Ok(Box::new(RepositoryTree::new(self.page_setup(record), &order, earlier)))
     }
 
     async fn earlier(&self, source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {

@@ -16,6 +16,7 @@ use super::content::{ContentReader, ExtentWalker};
 use crate::repository::codec::{Decoder, malformed};
 use crate::repository::content::{ContentList, Extent};
 use crate::repository::entry::MAX_RECORD_BYTES;
+use crate::repository::page_map::{PageMap, read_map};
 
 /// One record in so many bytes can be found without reading those before it. A million files have listings of about
 /// 200 MB, so 50,000 marks: 5 MB of memory.
@@ -23,23 +24,23 @@ const MARK_BYTES: u64 = 4 * 1024;
 
 /// Cuts records from pieces of their stream.
 #[derive(Debug, Default)]
-pub(super) struct RecordBuffer {
+struct RecordBuffer {
     bytes: BytesMut,
     /// The length of the records that were cut off.
     position: u64,
 }
 
 impl RecordBuffer {
-    pub(super) fn push(&mut self, data: &[u8]) {
+    fn push(&mut self, data: &[u8]) {
         self.bytes.extend_from_slice(data);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// The next record without its length, once all of it is here.
-    pub(super) fn next(&mut self) -> Result<Option<BytesMut>> {
+    fn next(&mut self) -> Result<Option<BytesMut>> {
         let mut decoder = Decoder::new(&self.bytes);
         let Ok(length) = decoder.varint() else {
             // Ten bytes hold any number: with as many at hand this one is malformed.
@@ -55,6 +56,60 @@ impl RecordBuffer {
         self.bytes.advance(head);
         self.position += head as u64 + length;
         Ok(Some(self.bytes.split_to(length as usize)))
+    }
+}
+
+/// Reads records in the order in which they lie.
+pub(super) struct RecordReader {
+    content: ContentReader,
+    buffer: RecordBuffer,
+}
+
+impl RecordReader {
+    pub(super) fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
+        Self { content: ContentReader::new(chunks, content), buffer: RecordBuffer::default() }
+    }
+
+    /// The next record without its length.
+    pub(super) async fn next(&mut self) -> Result<Option<BytesMut>> {
+        loop {
+            if let Some(record) = self.buffer.next()? {
+                return Ok(Some(record));
+            }
+            match self.content.next().await? {
+                Some(Piece::Data(data)) => self.buffer.push(&data),
+                Some(Piece::Hole(_)) => return Err(malformed("a listing has a hole")),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(malformed("a listing ends within an entry")),
+            }
+        }
+    }
+
+    /// Where the next record begins.
+    fn position(&self) -> u64 {
+        self.buffer.position
+    }
+}
+
+/// Reads a page map: the maps of files, in ascending order of their paths.
+pub(in crate::repository) struct MapReader {
+    records: RecordReader,
+    last: Option<TreePath>,
+}
+
+impl MapReader {
+    pub(in crate::repository) fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
+        Self { records: RecordReader::new(chunks, content), last: None }
+    }
+
+    pub(in crate::repository) async fn next(&mut self) -> Result<Option<(TreePath, PageMap)>> {
+        let Some(record) = self.records.next().await? else { return Ok(None) };
+        let (path, map) = read_map(&record)?;
+        if self.last.as_ref().is_some_and(|last| *last >= path) {
+            return Err(malformed("a page map is out of order"));
+        }
+        self.last = Some(path.clone());
+        Ok(Some((path, map)))
     }
 }
 
@@ -87,20 +142,14 @@ impl RecordIndex {
     }
 
     async fn mark(&mut self, content: ContentList) -> Result<()> {
-        let mut reader = ContentReader::new(&self.chunks, content);
-        let mut buffer = RecordBuffer::default();
-        let mut next_mark = 0;
-        while let Some(piece) = reader.next().await? {
-            let Piece::Data(data) = piece else { return Err(malformed("a listing has a hole")) };
-            buffer.push(&data);
-            loop {
-                let at = buffer.position;
-                let Some(record) = buffer.next()? else { break };
-                if at >= next_mark {
-                    self.marks.push((path_of(&record)?, at));
-                    next_mark = at + MARK_BYTES;
-                }
+        let mut records = RecordReader::new(&self.chunks, content);
+        let (mut at, mut next_mark) = (0, 0);
+        while let Some(record) = records.next().await? {
+            if at >= next_mark {
+                self.marks.push((path_of(&record)?, at));
+                next_mark = at + MARK_BYTES;
             }
+            at = records.position();
         }
         let ascending = self.marks.is_sorted_by(|(a, _), (b, _)| a < b);
         if ascending { Ok(()) } else { Err(malformed("a listing is out of order")) }
