@@ -17,7 +17,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 
 use super::chunker::MAX_CHUNK;
-use super::content::ChunkId;
+use super::content::{ChunkId, Extent};
 use super::crypto::Key;
 use super::index::{self, Location, PackHead, SharedIndex};
 use super::load::IndexLoader;
@@ -25,7 +25,7 @@ use super::pack::Class;
 use super::store::Store;
 use blocks::BlockCache;
 pub(super) use content::{ContentReader, ExtentWalker};
-use decoded::DecodedCache;
+use decoded::{Cell, DecodedCache};
 pub(super) use listing::ListingReader;
 pub(super) use records::{MapReader, RecordIndex};
 pub(super) use sessions::{KeySource, Sessions, needs_identity, open_keys};
@@ -65,8 +65,14 @@ impl ChunkReader {
         index.get(id).map(|location| (location, index.pack(location.pack).clone()))
     }
 
-    /// The plain bytes of a chunk of which parts are wanted again and again: it is decoded once, while it is in use.
-    pub(super) async fn shared(&self, id: ChunkId) -> Result<Bytes> {
+    /// Where a chunk of which this is only a part is decoded once for all who want parts of it; `None` for a whole chunk.
+    fn cell_of_part(&self, extent: &Extent) -> Option<Cell> {
+        let raw = self.locate(&extent.chunk)?.raw;
+        (extent.length < u64::from(raw)).then(|| self.decoded.cell(extent.chunk, raw as usize))
+    }
+
+    /// The plain bytes of a chunk that is wanted again and again.
+    async fn shared(&self, id: ChunkId) -> Result<Bytes> {
         let weight = self.locate(&id).map_or(MAX_CHUNK, |location| location.raw as usize);
         let cell = self.decoded.cell(id, weight);
         cell.get_or_try_init(|| self.chunk(id)).await.cloned()

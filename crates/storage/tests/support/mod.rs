@@ -133,8 +133,11 @@ pub async fn read_tree(sink: &dyn Sink, id: &SnapshotId, from: &str) -> Result<V
     while let Some(stored) = tree.next().await? {
         let mut content = Vec::new();
         let mut pieces = stored.content.unwrap().open().await?;
-        while let Some(Piece::Data(data)) = pieces.next().await? {
-            content.extend_from_slice(&data);
+        while let Some(piece) = pieces.next().await? {
+            match piece {
+                Piece::Data(data) => content.extend_from_slice(&data),
+                Piece::Hole(length) => content.resize(content.len() + length as usize, 0),
+            }
         }
         files.push((stored.entry.path.to_string(), content));
     }

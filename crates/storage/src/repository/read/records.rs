@@ -6,13 +6,13 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::error::Result;
 use backup_core::sink::{Piece, PieceReader};
 use backup_core::tree::TreePath;
 use bytes::{Buf, BytesMut};
 
 use super::ChunkReader;
-use super::content::{ContentReader, ExtentWalker};
+use super::content::{ContentReader, ExtentWalker, cut};
 use crate::repository::codec::{Decoder, malformed};
 use crate::repository::content::{ContentList, Extent};
 use crate::repository::entry::MAX_RECORD_BYTES;
@@ -174,11 +174,7 @@ impl RecordIndex {
             }
             let Some((_, extent)) = self.pieces.get(piece) else { return Ok(None) };
             let chunk = self.chunks.shared(extent.chunk).await?;
-            let (from, to) = (extent.offset as usize + skip, extent.offset as usize + extent.length as usize);
-            let data = chunk
-                .get(from..to)
-                .ok_or_else(|| Error::new(ErrorKind::Damaged, "an extent reaches beyond its chunk"))?;
-            buffer.push(data);
+            buffer.push(cut(extent, &chunk)?.get(skip..).unwrap_or_default());
             (piece, skip) = (piece + 1, 0);
         }
     }
