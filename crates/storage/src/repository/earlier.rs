@@ -12,7 +12,7 @@ use backup_core::tree::{EntryKind, TreeEntry, TreePath};
 
 use super::content::{ChunkId, ContentList, Extent};
 use super::entry::read_entry;
-use super::page_map::{HashCursor, Hashes, PageHash, PageMap, read_map};
+use super::page_map::{HEADER_BYTES, HashCursor, Hashes, PageHash, PageKey, PageMap, read_map};
 use super::read::{ChunkReader, ContentReader, ExtentWalker, ListingReader, MapReader, RecordIndex};
 
 /// A file of an earlier snapshot.
@@ -27,11 +27,26 @@ pub(super) struct EarlierFile {
 enum Found<R, T> {
     /// They are read along, in the same order. The last that was read.
     Along(Box<R>, Option<T>),
-    /// By an index, which is made when it is first needed.
-    Unread(ContentList),
+    /// By an index, which is made when it is first needed; so many bytes are before the first record.
+    Unread(ContentList, usize),
     Indexed(RecordIndex),
     /// Nothing can be found any more: it could not be read, or was read to its end.
     Lost,
+}
+
+/// The page map of an earlier artifact, at its first record.
+pub(super) struct EarlierMaps {
+    content: ContentList,
+    reader: MapReader,
+}
+
+impl EarlierMaps {
+    /// Opens the page map that is recorded with an artifact. The run goes on with its key; one that cannot be read is none.
+    pub(super) async fn open(chunks: &Arc<ChunkReader>, record: &ArtifactRecord) -> Option<(PageKey, Self)> {
+        let content = ContentList::from_record(record.page_map.as_ref()?).ok()?;
+        let (key, reader) = MapReader::open(chunks, content.clone()).await.ok()?;
+        Some((key, Self { content, reader }))
+    }
 }
 
 /// See the module.
@@ -43,16 +58,16 @@ pub(super) struct EarlierTree {
 
 impl EarlierTree {
     /// A tree that is asked for ascending paths.
-    pub(super) fn along(chunks: &Arc<ChunkReader>, listing: ContentList, maps: Option<ContentList>) -> Self {
+    pub(super) fn along(chunks: &Arc<ChunkReader>, listing: ContentList, maps: Option<EarlierMaps>) -> Self {
         let listing = Found::Along(Box::new(ListingReader::new(chunks, listing)), None);
-        let along = |maps| Found::Along(Box::new(MapReader::new(chunks, maps)), None);
+        let along = |maps: EarlierMaps| Found::Along(Box::new(maps.reader), None);
         Self { chunks: Arc::clone(chunks), listing, maps: maps.map_or(Found::Lost, along) }
     }
 
     /// A tree that is asked for paths in any order.
-    pub(super) fn indexed(chunks: &Arc<ChunkReader>, listing: ContentList, maps: Option<ContentList>) -> Self {
-        let maps = maps.map_or(Found::Lost, Found::Unread);
-        Self { chunks: Arc::clone(chunks), listing: Found::Unread(listing), maps }
+    pub(super) fn indexed(chunks: &Arc<ChunkReader>, listing: ContentList, maps: Option<EarlierMaps>) -> Self {
+        let maps = maps.map_or(Found::Lost, |maps| Found::Unread(maps.content, HEADER_BYTES));
+        Self { chunks: Arc::clone(chunks), listing: Found::Unread(listing, 0), maps }
     }
 
     /// The regular file at `path`, whole or not.
@@ -88,7 +103,7 @@ impl EarlierTree {
                 Ok(last.as_ref().filter(|(entry, _)| entry.path == *path).cloned())
             }
             Found::Indexed(index) => index.find(path).await?.map(|record| read_entry(&record)).transpose(),
-            Found::Unread(_) | Found::Lost => Ok(None),
+            Found::Unread(..) | Found::Lost => Ok(None),
         }
     }
 
@@ -108,7 +123,7 @@ impl EarlierTree {
             Found::Indexed(index) => {
                 Ok(index.find(path).await?.map(|record| read_map(&record)).transpose()?.map(|(_, map)| map))
             }
-            Found::Unread(_) | Found::Lost => Ok(None),
+            Found::Unread(..) | Found::Lost => Ok(None),
         }
     }
 
@@ -125,9 +140,9 @@ impl EarlierTree {
 
 impl<R, T> Found<R, T> {
     async fn open(&mut self, chunks: &Arc<ChunkReader>) -> Result<()> {
-        if let Self::Unread(content) = self {
-            let content = std::mem::take(content);
-            *self = Self::Indexed(RecordIndex::build(chunks, content).await?);
+        if let Self::Unread(content, head) = self {
+            let (content, head) = (std::mem::take(content), *head);
+            *self = Self::Indexed(RecordIndex::build(chunks, content, head).await?);
         }
         Ok(())
     }
@@ -144,10 +159,13 @@ pub(super) struct EarlierContent {
 
 impl EarlierContent {
     /// That of a stream. Its map is the only record of its page map, under the path of the root.
-    pub(super) async fn of_stream(chunks: &Arc<ChunkReader>, record: &ArtifactRecord) -> Option<Self> {
+    pub(super) async fn of_stream(
+        chunks: &Arc<ChunkReader>,
+        record: &ArtifactRecord,
+        mut maps: EarlierMaps,
+    ) -> Option<Self> {
         let content = ContentList::from_record(&record.content).ok()?;
-        let maps = ContentList::from_record(record.page_map.as_ref()?).ok()?;
-        let (_, map) = MapReader::new(chunks, maps).next().await.ok()??;
+        let (_, map) = maps.reader.next().await.ok()??;
         let map = Some(map).filter(|map| map.size == record.bytes);
         Some(Self { chunks: Arc::clone(chunks), length: record.bytes, content, map })
     }

@@ -1,8 +1,11 @@
 //! Page maps: a keyed hash of each page of a file, by which the next run recognises the pages that did not change.
 //!
-//! Invariant: a map that is wrong about its file can only come from whoever holds the writer's keys; a map that cannot
-//! be read costs storing pages again, nothing else.
+//! Invariant: the hash of a page stands at the page's number, or [`UNKNOWN_PAGE`] does, for a wrong one could make a change
+//! pass unseen; a map that cannot be read costs storing pages again, nothing else.
 
+use std::fmt;
+
+use aws_lc_rs::aead::{Aad, LessSafeKey};
 use backup_core::error::Result;
 use backup_core::sink::{Piece, PieceReader};
 use backup_core::tree::TreePath;
@@ -10,10 +13,10 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::codec::{Decoder, malformed, put_bytes, put_varint};
 use super::content::ContentList;
-use super::crypto::{Key, derive};
+use super::crypto::{KEY_BYTES, Key, aead, nonce, random_key};
 use super::read::ContentReader;
 
-/// The first bytes of a page's keyed BLAKE3: enough that no two pages of one writer ever meet.
+/// See [`PageKey`].
 pub(super) type PageHash = [u8; HASH_BYTES];
 pub(super) const HASH_BYTES: usize = 16;
 /// Stands for a page of zero bytes, which is stored nowhere.
@@ -36,25 +39,59 @@ pub(super) fn page_bytes(hinted: u32) -> u32 {
     }
 }
 
-/// Makes hashes of pages. One machine's are of no use to another.
-pub(super) struct PageKey(Key);
+/// Makes hashes of pages: the tag that AES-256-GCM gives to the page as associated data of an empty message, under a key
+/// that is used for nothing else and a nonce of zeros.
+///
+/// This is a universal hash, five times as fast as BLAKE3 on pages: for whoever does not know the key, two pages of up to
+/// 64 KiB have the same tag with a probability of 2⁻¹¹⁶. Tags are stored sealed, beside the key; they authenticate
+/// nothing, so that the nonce repeats gives nothing away.
+pub(super) struct PageKey {
+    bytes: Key,
+    key: LessSafeKey,
+}
 
 impl PageKey {
-    pub(super) fn derived(writer_secret: &Key) -> Self {
-        Self(derive("stackward 2026-11 page key", &[&**writer_secret]))
+    pub(super) fn random() -> Result<Self> {
+        Self::new(random_key()?)
+    }
+
+    fn new(bytes: Key) -> Result<Self> {
+        let key = aead(&bytes)?;
+        Ok(Self { bytes, key })
     }
 
     pub(super) fn hash(&self, page: &[u8]) -> PageHash {
-        let mut hash = PageHash::default();
-        hash.copy_from_slice(&blake3::keyed_hash(&self.0, page).as_bytes()[..HASH_BYTES]);
-        hash
+        let tag = self.key.seal_in_place_separate_tag(nonce(0), Aad::from(page), &mut []);
+        // Pages are far too short for sealing to fail; if it did, the page would be stored anew each time.
+        tag.ok().and_then(|tag| tag.as_ref().first_chunk().copied()).unwrap_or(UNKNOWN_PAGE)
     }
 }
 
-impl std::fmt::Debug for PageKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for PageKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PageKey")
     }
+}
+
+const MAGIC: &[u8; 4] = b"SWPM";
+const VERSION: u8 = 1;
+/// Magic, version, three zero bytes, the key of the hashes.
+pub(super) const HEADER_BYTES: usize = 8 + KEY_BYTES;
+
+/// Appends the beginning of a page map.
+pub(super) fn put_header(out: &mut Vec<u8>, key: &PageKey) {
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&[VERSION, 0, 0, 0]);
+    out.extend_from_slice(&*key.bytes);
+}
+
+/// Reads the beginning of a page map.
+pub(super) fn read_header(header: &[u8]) -> Result<PageKey> {
+    let mut decoder = Decoder::new(header);
+    if &decoder.array::<4>()? != MAGIC || decoder.array::<4>()? != [VERSION, 0, 0, 0] {
+        return Err(malformed("it is not a page map of this version"));
+    }
+    PageKey::new(Key::new(decoder.array()?))
 }
 
 /// The map of one file.

@@ -14,7 +14,7 @@ use super::chunker::{Chunker, Cut};
 use super::content::{ChunkId, ContentList, Extent, MAX_EXTENT_BYTES, put_extent};
 use super::earlier::EarlierContent;
 use super::pack::Class;
-use super::page_map::{PageMap, put_map};
+use super::page_map::{PageKey, PageMap, put_header, put_map};
 use super::pages::{PageSetup, PageWriter};
 use super::pipeline::{Pipeline, Tally};
 
@@ -155,6 +155,8 @@ pub(super) struct RepositoryStream {
     pipeline: Arc<Pipeline>,
     tally: Arc<Tally>,
     writer: ContentWriter,
+    /// For a stream of pages.
+    key: Option<Arc<PageKey>>,
     bytes: u64,
 }
 
@@ -162,13 +164,14 @@ impl RepositoryStream {
     pub(super) fn new(pipeline: Arc<Pipeline>, class: Class) -> Self {
         let tally = Arc::<Tally>::default();
         let writer = ChunkWriter::new(Arc::clone(&pipeline), Arc::clone(&tally), class, Cut::Stream);
-        Self { pipeline, tally, writer: ContentWriter::Chunks(writer), bytes: 0 }
+        Self { pipeline, tally, writer: ContentWriter::Chunks(writer), key: None, bytes: 0 }
     }
 
     pub(super) fn of_pages(setup: PageSetup, page_bytes: u32, earlier: Option<&EarlierContent>) -> Self {
         let (pipeline, tally) = (Arc::clone(&setup.pipeline), Arc::clone(&setup.tally));
+        let key = Some(Arc::clone(&setup.key));
         let writer = ContentWriter::Pages(Box::new(PageWriter::new(setup, page_bytes, earlier)));
-        Self { pipeline, tally, writer, bytes: 0 }
+        Self { pipeline, tally, writer, key, bytes: 0 }
     }
 }
 
@@ -180,17 +183,18 @@ impl StreamSink for RepositoryStream {
     }
 
     async fn finish(self: Box<Self>) -> Result<Stored> {
-        let Self { pipeline, tally, writer, bytes } = *self;
+        let Self { pipeline, tally, writer, key, bytes } = *self;
         let (content, map) = writer.finish().await?;
-        let page_map = match map {
-            Some(map) => {
+        let page_map = match (map, key) {
+            (Some(map), Some(key)) => {
                 let mut record = Vec::new();
+                put_header(&mut record, &key);
                 put_map(&mut record, &TreePath::root(), &map);
                 let mut listed = ChunkWriter::new(pipeline, Arc::clone(&tally), Class::Meta, Cut::Listing);
                 listed.write(Bytes::from(record)).await?;
                 Some(listed.finish().await?.to_record())
             }
-            None => None,
+            _ => None,
         };
         let stored_bytes = tally.settle().await;
         Ok(Stored { bytes, stored_bytes, content: content.to_record(), page_map })

@@ -16,7 +16,7 @@ use super::earlier::{EarlierContent, EarlierTree};
 use super::entry::put_entry;
 use super::file::RepositoryFile;
 use super::pack::Class;
-use super::page_map::{PageMap, put_map};
+use super::page_map::{PageMap, put_header, put_map};
 use super::pages::PageSetup;
 use super::pipeline::{Pipeline, Tally};
 use super::sorter::{Sortable, Sorter};
@@ -39,6 +39,8 @@ pub(super) struct RepositoryTree {
     setup: PageSetup,
     listing: Records,
     maps: Records,
+    /// Whether the page map has anything in it.
+    is_mapped: bool,
     order: Ordered<Listed>,
     /// For entries that come in any order; taken while it writes to its temporary file.
     sorter: Option<Sorter>,
@@ -53,7 +55,7 @@ impl RepositoryTree {
             TreeOrder::Any { scratch } => Some(Sorter::new(scratch)),
         };
         let (listing, maps) = (Records::new(&setup), Records::new(&setup));
-        Self { setup, listing, maps, order: Ordered::new(), sorter, bytes: 0, earlier }
+        Self { setup, listing, maps, is_mapped: false, order: Ordered::new(), sorter, bytes: 0, earlier }
     }
 
     async fn find_earlier(&mut self, path: &TreePath) -> Option<(TreeEntry, EarlierContent)> {
@@ -101,7 +103,16 @@ impl RepositoryTree {
     async fn list(&mut self, record: &Sortable) -> Result<()> {
         self.bytes += record.size;
         self.listing.push(&record.listed).await?;
-        self.maps.push(&record.mapped).await
+        if !record.mapped.is_empty() {
+            if !self.is_mapped {
+                self.is_mapped = true;
+                let mut header = Vec::new();
+                put_header(&mut header, &self.setup.key);
+                self.maps.push(&header).await?;
+            }
+            self.maps.push(&record.mapped).await?;
+        }
+        Ok(())
     }
 
     /// Writes the records that were sorted.
@@ -150,10 +161,9 @@ impl TreeSink for RepositoryTree {
         self.advance().await?;
         self.order.finish()?;
         self.list_sorted().await?;
-        let Self { setup, listing, maps, bytes, .. } = *self;
+        let Self { setup, listing, maps, is_mapped, bytes, .. } = *self;
         let content = listing.finish().await?;
-        let maps = maps.finish().await?;
-        let page_map = (!maps.extents.is_empty()).then(|| maps.to_record());
+        let page_map = if is_mapped { Some(maps.finish().await?.to_record()) } else { None };
         let stored_bytes = setup.tally.settle().await;
         Ok(Stored { bytes, stored_bytes, content: content.to_record(), page_map })
     }

@@ -14,7 +14,7 @@ use backup_core::{ArtifactName, SourceName};
 
 use super::content::ContentList;
 use super::crypto::{SessionId, SessionKeys, random};
-use super::earlier::{EarlierContent, EarlierTree};
+use super::earlier::{EarlierContent, EarlierMaps, EarlierTree};
 use super::layout;
 use super::pack::Class;
 use super::page_map::{PageKey, page_bytes};
@@ -33,7 +33,6 @@ pub(super) struct RepositoryWriter {
     keys: SessionKeys,
     writer: String,
     pipeline: Arc<Pipeline>,
-    page_key: Arc<PageKey>,
     earlier: Vec<Manifest>,
     ended: AtomicBool,
 }
@@ -72,7 +71,6 @@ impl RepositoryWriter {
             keys,
             writer: writer.id(),
             pipeline: Arc::new(pipeline),
-            page_key: Arc::new(PageKey::derived(&writer.secret)),
             earlier,
             ended: AtomicBool::new(false),
         })
@@ -94,23 +92,23 @@ impl RepositoryWriter {
         self.base(source)?.source(source)?.artifact(name).filter(|record| record.kind == kind)
     }
 
-    fn earlier_tree(&self, record: &ArtifactRecord, order: &TreeOrder) -> Option<EarlierTree> {
-        let listing = ContentList::from_record(&record.content).ok()?;
-        let maps = record.page_map.as_ref().and_then(|maps| ContentList::from_record(maps).ok());
-        let chunks = &self.repository.chunks;
-        Some(match order {
-            TreeOrder::ByPath => EarlierTree::along(chunks, listing, maps),
-            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing, maps),
-        })
-    }
-
-    fn page_setup(&self, earlier: Option<&ArtifactRecord>) -> PageSetup {
-        PageSetup {
+    /// What the files of an artifact share that continues from `record`, and the page map of that one.
+    async fn pages(&self, record: Option<&ArtifactRecord>) -> Result<(PageSetup, Option<EarlierMaps>)> {
+        let opened = match record {
+            Some(record) => EarlierMaps::open(&self.repository.chunks, record).await,
+            None => None,
+        };
+        let (key, maps) = match opened {
+            Some((key, maps)) => (key, Some(maps)),
+            None => (PageKey::random()?, None),
+        };
+        let setup = PageSetup {
             pipeline: Arc::clone(&self.pipeline),
             tally: Arc::default(),
-            key: Arc::clone(&self.page_key),
-            allowance: Arc::new(Allowance::of(earlier.map_or(0, |record| record.bytes))),
-        }
+            key: Arc::new(key),
+            allowance: Arc::new(Allowance::of(record.map_or(0, |record| record.bytes))),
+        };
+        Ok((setup, maps))
     }
 }
 
@@ -121,11 +119,11 @@ impl SnapshotWriter for RepositoryWriter {
             return Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Content)));
         };
         let record = self.earlier_artifact(source, name, ArtifactKind::Stream);
-        let earlier = match record {
-            Some(record) => EarlierContent::of_stream(&self.repository.chunks, record).await,
-            None => None,
+        let (setup, maps) = self.pages(record).await?;
+        let earlier = match (record, maps) {
+            (Some(record), Some(maps)) => EarlierContent::of_stream(&self.repository.chunks, record, maps).await,
+            _ => None,
         };
-        let setup = self.page_setup(record);
         Ok(Box::new(RepositoryStream::of_pages(setup, page_bytes(hinted), earlier.as_ref())))
     }
 
@@ -135,8 +133,14 @@ impl SnapshotWriter for RepositoryWriter {
 
     async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>> {
         let record = self.earlier_artifact(source, name, ArtifactKind::Tree);
-        let earlier = record.and_then(|record| self.earlier_tree(record, &order));
-        Ok(Box::new(RepositoryTree::new(self.page_setup(record), &order, earlier)))
+        let (setup, maps) = self.pages(record).await?;
+        let chunks = &self.repository.chunks;
+        let listing = record.and_then(|record| ContentList::from_record(&record.content).ok());
+        let earlier = listing.map(|listing| match order {
+            TreeOrder::ByPath => EarlierTree::along(chunks, listing, maps),
+            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing, maps),
+        });
+        Ok(Box::new(RepositoryTree::new(setup, &order, earlier)))
     }
 
     async fn earlier(&self, source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {

@@ -16,7 +16,7 @@ use super::content::{ContentReader, ExtentWalker, cut};
 use crate::repository::codec::{Decoder, malformed};
 use crate::repository::content::{ContentList, Extent};
 use crate::repository::entry::MAX_RECORD_BYTES;
-use crate::repository::page_map::{PageMap, read_map};
+use crate::repository::page_map::{HEADER_BYTES, PageKey, PageMap, read_header, read_map};
 
 /// One record in so many bytes can be found without reading those before it. A million files have listings of about
 /// 200 MB, so 50,000 marks: 5 MB of memory.
@@ -70,6 +70,18 @@ impl RecordReader {
         Self { content: ContentReader::new(chunks, content), buffer: RecordBuffer::default() }
     }
 
+    /// The `length` bytes before the first record.
+    async fn head(&mut self, length: usize) -> Result<BytesMut> {
+        while self.buffer.bytes.len() < length {
+            match self.content.next().await? {
+                Some(Piece::Data(data)) => self.buffer.push(&data),
+                _ => return Err(malformed("a page map ends too early")),
+            }
+        }
+        self.buffer.position += length as u64;
+        Ok(self.buffer.bytes.split_to(length))
+    }
+
     /// The next record without its length.
     pub(super) async fn next(&mut self) -> Result<Option<BytesMut>> {
         loop {
@@ -98,8 +110,14 @@ pub(in crate::repository) struct MapReader {
 }
 
 impl MapReader {
-    pub(in crate::repository) fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
-        Self { records: RecordReader::new(chunks, content), last: None }
+    /// Reads the beginning of a page map: the key of its hashes.
+    pub(in crate::repository) async fn open(
+        chunks: &Arc<ChunkReader>,
+        content: ContentList,
+    ) -> Result<(PageKey, Self)> {
+        let mut records = RecordReader::new(chunks, content);
+        let key = read_header(&records.head(HEADER_BYTES).await?)?;
+        Ok((key, Self { records, last: None }))
     }
 
     pub(in crate::repository) async fn next(&mut self) -> Result<Option<(TreePath, PageMap)>> {
@@ -127,8 +145,12 @@ pub(in crate::repository) struct RecordIndex {
 }
 
 impl RecordIndex {
-    /// Reads the whole stream once.
-    pub(in crate::repository) async fn build(chunks: &Arc<ChunkReader>, content: ContentList) -> Result<Self> {
+    /// Reads the whole stream once; `head` bytes are before its first record.
+    pub(in crate::repository) async fn build(
+        chunks: &Arc<ChunkReader>,
+        content: ContentList,
+        head: usize,
+    ) -> Result<Self> {
         let mut pieces = Vec::new();
         let mut end = 0u64;
         let mut walker = ExtentWalker::new(chunks, content.clone());
@@ -137,13 +159,14 @@ impl RecordIndex {
             end = end.checked_add(extent.length).ok_or_else(|| malformed("a listing is impossibly long"))?;
         }
         let mut index = Self { chunks: Arc::clone(chunks), pieces, marks: Vec::new() };
-        index.mark(content).await?;
+        index.mark(content, head).await?;
         Ok(index)
     }
 
-    async fn mark(&mut self, content: ContentList) -> Result<()> {
+    async fn mark(&mut self, content: ContentList, head: usize) -> Result<()> {
         let mut records = RecordReader::new(&self.chunks, content);
-        let (mut at, mut next_mark) = (0, 0);
+        records.head(head).await?;
+        let (mut at, mut next_mark) = (records.position(), 0);
         while let Some(record) = records.next().await? {
             if at >= next_mark {
                 self.marks.push((path_of(&record)?, at));
