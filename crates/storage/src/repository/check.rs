@@ -20,6 +20,8 @@ use super::load::PARALLEL;
 use super::read::{ExtentWalker, ListingReader};
 use super::{Repository, index};
 
+mod page_maps;
+
 /// So many damaged files of a tree are named.
 const NAMED_FILES: usize = 20;
 
@@ -168,6 +170,7 @@ impl Checker<'_> {
             for artifact in &source.artifacts {
                 self.cx.check_cancelled()?;
                 self.check_artifact(&manifest, source, artifact).await?;
+                self.check_page_map(&manifest, source, artifact).await?;
             }
         }
         Ok(())
@@ -278,22 +281,27 @@ impl Checker<'_> {
     }
 
     fn check_extent(&mut self, extent: &Extent, hurt: &Hurt) -> bool {
+        let Some(Blame { object, problem }) = self.blame(extent) else { return false };
+        self.hurt(object, problem, hurt.clone());
+        true
+    }
+
+    /// The object because of which an extent cannot be read.
+    fn blame(&self, extent: &Extent) -> Option<Blame> {
         if extent.chunk == ChunkId::HOLE {
-            return false;
+            return None;
         }
         let located = {
             let index = index::read(&self.repository.index);
             index.get(&extent.chunk).map(|location| index.pack(location.pack).hash)
         };
-        let (object, problem) = match located {
-            None => (layout::INDEX.to_owned(), "no index object lists a chunk that is needed".to_owned()),
-            Some(hash) => match self.bad.get(&hash) {
-                None => return false,
-                Some(blame) => (blame.object.clone(), blame.problem.clone()),
-            },
-        };
-        self.hurt(object, problem, hurt.clone());
-        true
+        match located {
+            Some(hash) => self.bad.get(&hash).cloned(),
+            None => Some(Blame {
+                object: layout::INDEX.to_owned(),
+                problem: "no index object lists a chunk that is needed".to_owned(),
+            }),
+        }
     }
 
     fn hurt(&mut self, object: String, problem: String, hurt: Hurt) {
