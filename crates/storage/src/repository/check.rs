@@ -291,17 +291,14 @@ impl Checker<'_> {
         if extent.chunk == ChunkId::HOLE {
             return None;
         }
-        let located = {
-            let index = index::read(&self.repository.index);
-            index.get(&extent.chunk).map(|location| index.pack(location.pack).hash)
+        let index = index::read(&self.repository.index);
+        let mut places = index.places(&extent.chunk).map(|place| self.bad.get(&index.pack(place.pack).hash));
+        let Some(first) = places.next() else {
+            let problem = "no index object lists a chunk that is needed".to_owned();
+            return Some(Blame { object: layout::INDEX.to_owned(), problem });
         };
-        match located {
-            Some(hash) => self.bad.get(&hash).cloned(),
-            None => Some(Blame {
-                object: layout::INDEX.to_owned(),
-                problem: "no index object lists a chunk that is needed".to_owned(),
-            }),
-        }
+        // A chunk that is whole in another pack hurts nobody.
+        first.filter(|_| places.all(|blame| blame.is_some())).cloned()
     }
 
     fn hurt(&mut self, object: String, problem: String, hurt: Hurt) {

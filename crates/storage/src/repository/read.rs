@@ -60,9 +60,9 @@ impl ChunkReader {
         index::read(&self.index).get(id)
     }
 
-    fn locate_pack(&self, id: &ChunkId) -> Option<(Location, PackHead)> {
+    fn places(&self, id: &ChunkId) -> Vec<(Location, PackHead)> {
         let index = index::read(&self.index);
-        index.get(id).map(|location| (location, index.pack(location.pack).clone()))
+        index.places(id).map(|location| (location, index.pack(location.pack).clone())).collect()
     }
 
     /// Where a chunk of which this is only a part is decoded once for all who want parts of it; `None` for a whole chunk.
@@ -78,19 +78,32 @@ impl ChunkReader {
         cell.get_or_try_init(|| self.chunk(id)).await.cloned()
     }
 
-    /// The plain bytes of a chunk.
+    /// The plain bytes of a chunk. One that is in several packs is read from the first that is whole.
     pub(super) async fn chunk(&self, id: ChunkId) -> Result<Bytes> {
-        let mut located = self.locate_pack(&id);
-        if located.is_none() {
+        let mut places = self.places(&id);
+        if places.is_empty() {
             self.loader.mend().await?;
-            located = self.locate_pack(&id);
+            places = self.places(&id);
         }
-        let Some((location, pack)) = located else {
-            return Err(Error::new(ErrorKind::Damaged, format!("the repository has no chunk {}", hex::encode(id.0)))
-                .hint("`stackward verify --depth manifest` tells what else is hurt"));
-        };
+        let mut failure = None;
+        for (location, pack) in places {
+            match self.read(id, &location, &pack).await {
+                Ok(data) => return Ok(data),
+                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                    failure.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            Error::new(ErrorKind::Damaged, format!("the repository has no chunk {}", hex::encode(id.0)))
+                .hint("`stackward verify --depth manifest` tells what else is hurt")
+        }))
+    }
+
+    async fn read(&self, id: ChunkId, location: &Location, pack: &PackHead) -> Result<Bytes> {
         let keys = self.sessions.get(pack.session).await?;
-        let mut frame = self.blocks.frame(&pack, &location).await?;
+        let mut frame = self.blocks.frame(pack, location).await?;
         let in_pack = |error: Error| error.with("pack", hex::encode(pack.hash));
         let (opener, id_key) = match pack.class {
             Class::Content => (keys.content()?, &self.id_key),
