@@ -8,6 +8,8 @@ mod decoded;
 mod listing;
 mod records;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -38,6 +40,8 @@ pub(super) struct ChunkReader {
     decoded: DecodedCache,
     sessions: Arc<Sessions>,
     id_key: Key,
+    #[cfg(test)]
+    decodes: std::sync::atomic::AtomicUsize,
 }
 
 thread_local! {
@@ -52,7 +56,16 @@ impl ChunkReader {
         sessions: Arc<Sessions>,
         id_key: Key,
     ) -> Self {
-        Self { index, loader, blocks: BlockCache::new(store), decoded: DecodedCache::default(), sessions, id_key }
+        Self {
+            index,
+            loader,
+            blocks: BlockCache::new(store),
+            decoded: DecodedCache::default(),
+            sessions,
+            id_key,
+            #[cfg(test)]
+            decodes: std::sync::atomic::AtomicUsize::new(0),
+        }
     }
 
     /// Where a chunk is, when the repository has it.
@@ -102,6 +115,8 @@ impl ChunkReader {
     }
 
     async fn read(&self, id: ChunkId, location: &Location, pack: &PackHead) -> Result<Bytes> {
+        #[cfg(test)]
+        self.decodes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let keys = self.sessions.get(pack.session).await?;
         let mut frame = self.blocks.frame(pack, location).await?;
         let in_pack = |error: Error| error.with("pack", hex::encode(pack.hash));

@@ -12,32 +12,29 @@ use storage::{Repository, Unlock};
 
 use super::support::{PAGE, PAGES, Place, back_up, file, name, read_tree};
 
-/// A database file as the versions of its pages.
-type Versions = Vec<u64>;
-
-fn content(versions: &[u64]) -> Vec<u8> {
-    let page = |(number, version): (usize, &u64)| noise(PAGE, (number as u64 + 1) * 1_000_003 + version).to_vec();
-    versions.iter().enumerate().flat_map(page).collect()
-}
-
-async fn write(out: &BackupWriter, versions: &[u64]) -> backup_core::Result<()> {
+async fn write(out: &BackupWriter, content: &Bytes) -> backup_core::Result<()> {
     let mut tree = out.tree_in_any_order(name("tree")).await?;
-    let entry = file("base/1/16384", versions.len() * PAGE);
+    let entry = file("base/1/16384", content.len());
     let mut writer = tree.file(entry.path.clone(), PAGES).await?;
-    for piece in content(versions).chunks(1 << 20) {
-        writer.write(Bytes::copy_from_slice(piece)).await?;
+    for piece in content.chunks(1 << 20) {
+        writer.write(content.slice_ref(piece)).await?;
     }
     writer.finish(entry).await?;
     tree.seal(Evidence::Listing { entries: 1 }).await.map(drop)
 }
 
-async fn save(repository: &Repository, versions: &Versions) -> Manifest {
-    let versions = Arc::new(versions.clone());
+async fn save(repository: &Repository, content: &[u8]) -> Manifest {
+    let content = Bytes::copy_from_slice(content);
     let script = ScriptedSource::new(move |out| {
-        let versions = Arc::clone(&versions);
-        Box::pin(async move { write(&out, &versions).await })
+        let content = content.clone();
+        Box::pin(async move { write(&out, &content).await })
     });
     back_up(repository, &[("db", script)]).await.unwrap()
+}
+
+/// A database file of so many pages.
+fn pages(count: usize) -> Vec<u8> {
+    noise(count * PAGE, 1).to_vec()
 }
 
 async fn place() -> (Place, Repository) {
@@ -48,11 +45,13 @@ async fn place() -> (Place, Repository) {
     (place, repository)
 }
 
-/// Changes one page in so many, somewhere in each stretch of that length.
-fn scatter(versions: &mut Versions, one_in: usize, version: u64) -> usize {
+/// Changes one page in so many, somewhere in each stretch of that length, and returns how many.
+fn scatter(content: &mut [u8], one_in: usize, version: u64) -> usize {
     let mut changed = 0;
-    for (number, stretch) in versions.chunks_exact_mut(one_in).enumerate() {
-        stretch[(number * 7919 + version as usize * 31) % one_in] = version;
+    for (number, stretch) in content.chunks_exact_mut(one_in * PAGE).enumerate() {
+        let page = (number * 7919 + version as usize * 31) % one_in;
+        let seed = 1 + 1_000_003 * version + number as u64;
+        stretch[page * PAGE..(page + 1) * PAGE].copy_from_slice(&noise(PAGE, seed));
         changed += 1;
     }
     changed
@@ -64,33 +63,33 @@ fn scatter(versions: &mut Versions, one_in: usize, version: u64) -> usize {
 async fn scattered_pages_cost_what_changed() {
     const FILE_PAGES: usize = 4096;
     let (place, repository) = place().await;
-    let mut versions = vec![0; FILE_PAGES];
-    let first = save(&repository, &versions).await;
+    let mut content = pages(FILE_PAGES);
+    let first = save(&repository, &content).await;
     assert!(first.stored_bytes() >= (FILE_PAGES * PAGE) as u64);
-    let mut saved = vec![(first.id, versions.clone())];
+    let mut saved = vec![(first.id, content.clone())];
     for round in 1..4 {
-        let changed = scatter(&mut versions, 14, round);
-        let manifest = save(&repository, &versions).await;
+        let changed = scatter(&mut content, 14, round);
+        let manifest = save(&repository, &content).await;
         let (stored, data) = (manifest.stored_bytes(), (changed * PAGE) as u64);
         assert!(stored >= data, "{stored} bytes stored, {data} changed");
         // Besides: 16 bytes for the hash of each page, and up to 100 for the extents around a changed one.
         let most = data + (FILE_PAGES * 16 + changed * 100 + 20_000) as u64;
         assert!(stored <= most, "{stored} bytes stored in round {round}, {data} changed, at most {most}");
         assert!(most < data + data / 16, "the price of recognising pages is small: {most} for {data}");
-        saved.push((manifest.id, versions.clone()));
+        saved.push((manifest.id, content.clone()));
     }
     let reading = place.open(&place.reading()).await.unwrap();
-    for (id, versions) in saved {
-        assert!(read_tree(&reading, &id, "db").await.unwrap()[0].1 == content(&versions), "{id}");
+    for (id, content) in saved {
+        assert!(read_tree(&reading, &id, "db").await.unwrap()[0].1 == content, "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_did_not_change_costs_nothing() {
     let (_place, repository) = place().await;
-    let versions = vec![0; 600];
-    save(&repository, &versions).await;
-    assert_eq!(save(&repository, &versions).await.stored_bytes(), 0);
+    let content = pages(600);
+    save(&repository, &content).await;
+    assert_eq!(save(&repository, &content).await.stored_bytes(), 0);
     let kept = ScriptedSource::new(|out| {
         Box::pin(async move {
             let mut tree = out.tree(name("tree")).await?;
@@ -103,15 +102,15 @@ async fn what_did_not_change_costs_nothing() {
     });
     assert_eq!(back_up(&repository, &[("db", kept)]).await.unwrap().stored_bytes(), 0);
     // The map went along with what was kept.
-    assert_eq!(save(&repository, &versions).await.stored_bytes(), 0);
+    assert_eq!(save(&repository, &content).await.stored_bytes(), 0);
 }
 
 /// A stream of pages, as an SQLite database is, is compared in the same way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_pages_costs_what_changed() {
     let (place, repository) = place().await;
-    let stream = |versions: &Versions| {
-        let content = Bytes::from(content(versions));
+    let stream = |content: &[u8]| {
+        let content = Bytes::copy_from_slice(content);
         ScriptedSource::new(move |out| {
             let content = content.clone();
             Box::pin(async move {
@@ -122,16 +121,16 @@ async fn a_stream_of_pages_costs_what_changed() {
             })
         })
     };
-    let mut versions = vec![0; 1000];
-    back_up(&repository, &[("db", stream(&versions))]).await.unwrap();
-    let changed = scatter(&mut versions, 20, 1);
-    let manifest = back_up(&repository, &[("db", stream(&versions))]).await.unwrap();
+    let mut content = pages(1000);
+    back_up(&repository, &[("db", stream(&content))]).await.unwrap();
+    let changed = scatter(&mut content, 20, 1);
+    let manifest = back_up(&repository, &[("db", stream(&content))]).await.unwrap();
     let most = changed * PAGE + 2000 * 16 + changed * 100 + 20_000;
     assert!(manifest.stored_bytes() <= most as u64, "{} bytes, at most {most}", manifest.stored_bytes());
-    assert_eq!(back_up(&repository, &[("db", stream(&versions))]).await.unwrap().stored_bytes(), 0);
+    assert_eq!(back_up(&repository, &[("db", stream(&content))]).await.unwrap().stored_bytes(), 0);
     let reading = place.open(&place.reading()).await.unwrap();
     let read = super::support::read_stream(&reading, &manifest.id, "db").await.unwrap();
-    assert!(read == content(&versions));
+    assert!(read == content);
 }
 
 /// A file that fell apart is stored anew, a part of it each run, and once.
@@ -141,20 +140,20 @@ async fn a_fragmented_file_is_put_together_again_bit_by_bit() {
     const FILE_PAGES: usize = 3072;
     const ALLOWED: u64 = 16 * 1024 * 1024;
     let (place, repository) = place().await;
-    let mut versions = vec![0; FILE_PAGES];
-    save(&repository, &versions).await;
-    let changed = scatter(&mut versions, 2, 1);
-    let halves = save(&repository, &versions).await.stored_bytes();
+    let mut content = pages(FILE_PAGES);
+    save(&repository, &content).await;
+    let changed = scatter(&mut content, 2, 1);
+    let halves = save(&repository, &content).await.stored_bytes();
     assert!(halves < (changed * PAGE + FILE_PAGES * 16 + changed * 100 + 20_000) as u64, "{halves}");
     let overhead = (FILE_PAGES * 16 + 200_000) as u64;
-    let first = save(&repository, &versions).await.stored_bytes();
+    let first = save(&repository, &content).await.stored_bytes();
     assert!((ALLOWED - 2 * 1024 * 1024..ALLOWED + overhead).contains(&first), "{first} bytes put together at first");
-    let second = save(&repository, &versions).await;
+    let second = save(&repository, &content).await;
     let rest = (FILE_PAGES * PAGE) as u64 - ALLOWED;
     assert!((1..rest + overhead).contains(&second.stored_bytes()), "{} bytes then", second.stored_bytes());
-    assert_eq!(save(&repository, &versions).await.stored_bytes(), 0, "it is in one piece");
+    assert_eq!(save(&repository, &content).await.stored_bytes(), 0, "it is in one piece");
     let reading = place.open(&place.reading()).await.unwrap();
-    assert!(read_tree(&reading, &second.id, "db").await.unwrap()[0].1 == content(&versions));
+    assert!(read_tree(&reading, &second.id, "db").await.unwrap()[0].1 == content);
 }
 
 /// However many pieces a file has, what they lie in is fetched about once.
