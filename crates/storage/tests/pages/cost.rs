@@ -159,7 +159,7 @@ async fn a_fragmented_file_is_put_together_again_bit_by_bit() {
 /// However many pieces a file has, what they lie in is fetched about once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_twenty_thousand_pieces_is_read_without_fetching_anything_twice() {
-    const FILE_PAGES: usize = 24_000;
+    const FILE_PAGES: usize = 32_000;
     let (place, repository) = place().await;
     // Compressible, or the test would be about the noise: each page is mostly one byte.
     let content = |round: u64| {
