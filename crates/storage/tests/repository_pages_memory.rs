@@ -11,10 +11,10 @@ use bytes::Bytes;
 use storage::Unlock;
 use support::{PAGE, PAGES, Place, back_up, file, name};
 
-const LARGE_PAGES: usize = 64 * 1024;
-const FILES: usize = 60_000;
+const LARGE_PAGES: usize = 40 * 1024;
+const FILES: usize = 40_000;
 /// Chunks that wait (16 MiB), packs that are filled and written (80 MiB), blocks and chunks that are read (64 MiB):
-/// constants of the repository. The file has 512 MiB, and the listing of the others alone 15 MiB.
+/// constants of the repository. The file has 320 MiB, and the listing of the others alone 10 MiB.
 const ALLOWED_KIB: u64 = 208 * 1024;
 
 fn peak_kib() -> u64 {
