@@ -132,6 +132,7 @@ impl EarlierTree {
             length: file.entry.size(),
             content: file.content,
             map: file.map,
+            is_whole: false,
         }
     }
 }

@@ -189,7 +189,7 @@ impl PageWriter {
     /// Whether the earlier snapshot has this very page here, and the repository has it; then `found` says where.
     async fn is_unchanged(&mut self, start: u64, length: u64, hash: PageHash) -> bool {
         let Some(earlier) = &mut self.earlier else { return false };
-        if earlier.hash(start, length).await != Some(hash) {
+        if hash == UNKNOWN_PAGE || earlier.hash(start, length).await != Some(hash) {
             return false;
         }
         self.found.clear();

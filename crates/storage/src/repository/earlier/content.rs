@@ -9,6 +9,7 @@ use backup_core::error::Result;
 use backup_core::manifest::ArtifactRecord;
 
 use super::EarlierMaps;
+use crate::repository::codec::malformed;
 use crate::repository::content::{ChunkId, ContentList, Extent};
 use crate::repository::page_map::{HashCursor, Hashes, PageHash, PageMap};
 use crate::repository::read::{ChunkReader, ContentReader, ExtentWalker};
@@ -20,6 +21,8 @@ pub(in crate::repository) struct EarlierContent {
     pub(super) length: u64,
     pub(super) content: ContentList,
     pub(super) map: Option<PageMap>,
+    /// Whether the repository is known to have every chunk of it.
+    pub(super) is_whole: bool,
 }
 
 impl EarlierContent {
@@ -32,7 +35,7 @@ impl EarlierContent {
         let content = ContentList::from_record(&record.content).ok()?;
         let (_, map) = maps.reader.next().await.ok()??;
         let map = Some(map).filter(|map| map.size == record.bytes);
-        Some(Self { chunks: Arc::clone(chunks), length: record.bytes, content, map })
+        Some(Self { chunks: Arc::clone(chunks), length: record.bytes, content, map, is_whole: false })
     }
 
     pub(in crate::repository) fn length(&self) -> u64 {
@@ -40,8 +43,11 @@ impl EarlierContent {
     }
 
     /// Whether the repository has every chunk of it.
-    pub(in crate::repository) async fn is_whole(&self) -> bool {
-        has_all(&self.chunks, &self.content).await.unwrap_or(false)
+    pub(in crate::repository) async fn is_whole(&mut self) -> bool {
+        if !self.is_whole {
+            self.is_whole = has_all(&self.chunks, &self.content).await.unwrap_or(false);
+        }
+        self.is_whole
     }
 
     /// The content and its page map, to be taken over as they are.
@@ -105,7 +111,7 @@ impl ExtentCursor {
         let mut at = start;
         while at < end {
             let Some(extent) = self.at(at).await? else { return Ok(false) };
-            let skip = at - self.position;
+            let Some(skip) = at.checked_sub(self.position) else { return Ok(false) };
             let length = (extent.length - skip).min(end - at);
             if extent.chunk == ChunkId::HOLE {
                 to.push(Extent { length, ..extent });
@@ -114,7 +120,9 @@ impl ExtentCursor {
                     return Ok(false);
                 }
                 self.known = extent.chunk;
-                to.push(Extent { chunk: extent.chunk, offset: extent.offset.saturating_add(skip as u32), length });
+                let offset = u32::try_from(skip).ok().and_then(|skip| extent.offset.checked_add(skip));
+                let Some(offset) = offset else { return Err(malformed("an extent is longer than any chunk")) };
+                to.push(Extent { chunk: extent.chunk, offset, length });
             }
             at += length;
         }
@@ -168,7 +176,7 @@ impl EarlierPages {
         self.content.length
     }
 
-    pub(in crate::repository) async fn is_whole(&self) -> bool {
+    pub(in crate::repository) async fn is_whole(&mut self) -> bool {
         self.content.is_whole().await
     }
 
