@@ -13,6 +13,7 @@ mod scratch;
 mod server;
 mod sql;
 mod tools;
+mod wire;
 
 use std::sync::Arc;
 
