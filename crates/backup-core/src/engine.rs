@@ -1,18 +1,20 @@
 //! Engines: the contracts that a crate implements to teach Stackward one kind of system, and how it registers.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::context::RunContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::manifest::{Fingerprint, ServerRecord};
+use crate::log::SegmentLog;
+use crate::manifest::{Fingerprint, Manifest, ServerRecord, SourceRecord};
 use crate::names::{ArtifactName, SnapshotId, SourceName};
 use crate::plan::Node;
 use crate::position::Position;
@@ -56,6 +58,67 @@ pub trait Restorer: Debug + Send + Sync {
     /// # Errors
     /// The first failure; the report of a restore that went half-way is not a success.
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport>;
+
+    /// Chooses the snapshot that a recovery to `moment` begins with, and looks whether the log reaches that moment.
+    /// Engines that cannot recover to a moment leave it as it is.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) when the engine cannot; [`NotFound`](ErrorKind::NotFound) when the moment
+    /// lies outside the window, with the window; [`Incomplete`](ErrorKind::Incomplete) when the log has a hole before it.
+    async fn choose(
+        &self,
+        cx: &RunContext,
+        candidates: &[Candidate],
+        log: Option<&SegmentLog>,
+        moment: &Moment,
+    ) -> Result<SnapshotId> {
+        let (_, _, _) = (cx, candidates, log);
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("`{}` cannot be recovered to {moment}: its engine keeps no log", cx.source()),
+        )
+        .hint("restore a snapshot as it is; `stackward list` shows them"))
+    }
+}
+
+/// A snapshot that a recovery could begin with: the source is complete in it.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The source's part of it.
+    pub record: SourceRecord,
+}
+
+/// The moment that a restore brings a source to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Moment {
+    /// That of the snapshot itself.
+    #[default]
+    Snapshot,
+    /// The end of the archived log.
+    Latest,
+    /// The last state before this time.
+    Time(Timestamp),
+    /// This position of the log, in the notation of the server: an LSN, an offset.
+    Position(String),
+    /// Just before this transaction took effect.
+    Transaction(u64),
+    /// A point that was given this name on the server.
+    Name(String),
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot => f.write_str("the moment of the snapshot"),
+            Self::Latest => f.write_str("the end of the archived log"),
+            Self::Time(time) => write!(f, "the time {time}"),
+            Self::Position(position) => write!(f, "the position {position}"),
+            Self::Transaction(id) => write!(f, "the transaction {id}"),
+            Self::Name(name) => write!(f, "the point named `{}`", name.escape_debug()),
+        }
+    }
 }
 
 /// Checks what was saved, as far as that is possible without restoring it.
@@ -81,11 +144,31 @@ pub trait Driller: Debug + Send + Sync {
 /// Follows a continuous log.
 #[async_trait]
 pub trait Follower: Debug + Send + Sync {
-    /// Archives the log from a position on (`None`: from where the archive ends), until `cx` is cancelled.
+    /// Archives what the server writes, from where `log` ends on, until `cx` is cancelled; then what was received so far
+    /// is archived, too. The server is told that it may forget a part of its log only once that part is durable.
+    ///
+    /// A follower that cannot continue where the archive ends takes a new full snapshot through `snapshots`, and says so.
     ///
     /// # Errors
-    /// A gap, above all; also a server that stays away.
-    async fn follow(&self, cx: &RunContext, from: Option<Position>) -> Result<()>;
+    /// Whatever keeps it from going on: a server that stays away, refuses, or is another one than the archive's. A hole is
+    /// never passed over in silence.
+    async fn follow(&self, cx: &RunContext, log: &SegmentLog, snapshots: &dyn Snapshots) -> Result<()>;
+}
+
+/// What a follower sees of the snapshots of its source, and how it takes one.
+#[async_trait]
+pub trait Snapshots: Debug + Send + Sync {
+    /// Saves `source` into a snapshot of its own and commits it.
+    ///
+    /// # Errors
+    /// As [`run`](crate::run::run).
+    async fn take(&self, cx: &RunContext, source: Arc<dyn Source>) -> Result<Manifest>;
+
+    /// The snapshots in which the source is complete, oldest first.
+    ///
+    /// # Errors
+    /// When they cannot be listed. One that cannot be read is left out.
+    async fn candidates(&self) -> Result<Vec<Candidate>>;
 }
 
 /// What a preflight learned.
@@ -125,11 +208,19 @@ pub struct RestoreTarget {
     pub select: Vec<String>,
     /// Under this name instead of its own, for engines that can: a database.
     pub rename: Option<String>,
+    /// The moment to recover to. Anything but [`Moment::Snapshot`] comes with a snapshot from [`Restorer::choose`].
+    pub moment: Moment,
 }
 
 impl Default for RestoreTarget {
     fn default() -> Self {
-        Self { place: Place::Original, existing: Existing::Refuse, select: Vec::new(), rename: None }
+        Self {
+            place: Place::Original,
+            existing: Existing::Refuse,
+            select: Vec::new(),
+            rename: None,
+            moment: Moment::Snapshot,
+        }
     }
 }
 

@@ -94,7 +94,19 @@ name_type!(
     SnapshotId, "snapshot id", check_snapshot, "^[0-9]{8}-[0-9]{6}-[0-9a-z]{8}$"
 );
 
+name_type!(
+    /// The name of a timeline of a continuous log: one line of history of a server, on which positions only grow.
+    /// PostgreSQL's timelines, Redis's replication ids. Of the same form as [`SegmentName`].
+    Timeline, "timeline", check_segment, "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
+);
+name_type!(
+    /// The name of a segment within its timeline: 1 to 128 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
+    /// Names of one timeline sort in the order of the log.
+    SegmentName, "segment name", check_segment, "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
+);
+
 const MAX_PLAIN: usize = 63;
+const MAX_SEGMENT: usize = 128;
 const MAX_ARTIFACT: usize = 512;
 
 fn check_plain(text: &str) -> Result<(), &'static str> {
@@ -106,6 +118,16 @@ fn check_plain(text: &str) -> Result<(), &'static str> {
     }
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
     if text.chars().all(allowed) { Ok(()) } else { Err("only a-z, 0-9, `-`, `_` and `.` are allowed") }
+}
+
+fn check_segment(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() || text.len() > MAX_SEGMENT {
+        return Err("it must have 1 to 128 characters");
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
+        return Err("only A-Z, a-z, 0-9, `.`, `_` and `-` are allowed");
+    }
+    if text.starts_with(['.', '-']) { Err("it must not start with `.` or `-`") } else { Ok(()) }
 }
 
 fn artifact_byte(byte: u8) -> bool {
@@ -163,13 +185,15 @@ impl SnapshotId {
         &self.0[..15]
     }
 
-    /// A new id for a run that starts at `now`.
+    /// A new id for a run that starts at `now`: ids sort by their run's start, to the microsecond.
     #[must_use]
     pub fn generate(now: Timestamp) -> Self {
         const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-        let random = uuid::Uuid::new_v4();
-        let suffix: String =
-            random.as_bytes()[..8].iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)])).collect();
+        // 40 bits, five to a character: the microsecond in the upper half (a million fits), chance in the lower.
+        let micros = u64::from(now.subsec_nanosecond().unsigned_abs()) / 1000;
+        let suffix = micros << 20 | uuid::Uuid::new_v4().as_u64_pair().1 & 0xF_FFFF;
+        let character = |position: u32| char::from(ALPHABET[(suffix >> (35 - 5 * position) & 31) as usize]);
+        let suffix: String = (0..8).map(character).collect();
         Self(format!("{}-{suffix}", now.strftime("%Y%m%d-%H%M%S")))
     }
 }
@@ -185,6 +209,16 @@ mod tests {
         }
         for bad in ["", "-a", "A", "a/b", "..", "a b", "é", &"x".repeat(64)] {
             assert!(SourceName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_segments_are_single_safe_components() {
+        for good in ["000000010000000000000003", "00000002.history", "00000000000000012345", "A_b-c.partial"] {
+            assert!(SegmentName::new(good).is_ok() && Timeline::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", ".x", "-x", "a/b", "a b", "a\0", "é", &"x".repeat(129)] {
+            assert!(SegmentName::new(bad).is_err() && Timeline::new(bad).is_err(), "{bad}");
         }
     }
 
@@ -207,9 +241,11 @@ mod tests {
 
     #[test]
     fn snapshot_ids_sort_by_time_and_parse_back() {
-        let early = SnapshotId::generate("2026-11-20T06:35:51Z".parse().unwrap());
-        let late = SnapshotId::generate("2026-11-20T06:35:52Z".parse().unwrap());
-        assert!(early < late);
+        let at = |time: &str| SnapshotId::generate(time.parse().unwrap());
+        let early = at("2026-11-20T06:35:51Z");
+        let later = ["2026-11-20T06:35:51.000001Z", "2026-11-20T06:35:51.999999Z", "2026-11-20T06:35:52Z"].map(at);
+        assert!(early < later[0] && later.is_sorted(), "{early} {later:?}");
+        assert!((0..4).any(|_| at("2026-11-20T06:35:51Z") != early), "two runs of one moment");
         assert_eq!(SnapshotId::new(early.as_str()).unwrap(), early);
         assert!(SnapshotId::new("../../etc").is_err());
     }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::context::RunContext;
 use crate::error::{Error, ErrorKind, Result};
+use crate::log::SegmentLog;
 use crate::manifest::{ArtifactKind, ArtifactRecord, Manifest, SourceRecord};
 use crate::names::{ArtifactName, SourceName};
 use crate::sink::{EntryReader, Piece, PieceReader, SnapshotReader, StoredEntry};
@@ -23,6 +24,7 @@ const ZEROES: &[u8] = &[0; 64 * 1024];
 pub struct BackupReader {
     snapshot: Arc<dyn SnapshotReader>,
     source: SourceName,
+    log: Option<SegmentLog>,
 }
 
 impl BackupReader {
@@ -45,7 +47,20 @@ impl BackupReader {
             )
             .hint("choose an earlier snapshot; `stackward list` shows which are complete"));
         }
-        Ok(Self { snapshot, source })
+        Ok(Self { snapshot, source, log: None })
+    }
+
+    /// Gives the source's log to whoever recovers to a moment after the snapshot.
+    #[must_use]
+    pub fn with_log(mut self, log: Option<SegmentLog>) -> Self {
+        self.log = log;
+        self
+    }
+
+    /// The source's log, when the sink keeps logs.
+    #[must_use]
+    pub fn log(&self) -> Option<&SegmentLog> {
+        self.log.as_ref()
     }
 
     /// The whole manifest.

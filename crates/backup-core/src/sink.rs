@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::context::RunContext;
 use crate::error::Result;
+use crate::log::LogStore;
 use crate::manifest::{ArtifactRecord, Content, Manifest, Outcome};
 use crate::names::{ArtifactName, PlanName, SnapshotId, SourceName};
 use crate::tree::TreeEntry;
@@ -164,6 +165,11 @@ pub trait Sink: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`WrongKey`](crate::ErrorKind::WrongKey) when the keys at hand do not open it.
     async fn open(&self, id: &SnapshotId) -> Result<Arc<dyn SnapshotReader>>;
+
+    /// Where this sink keeps continuous logs; `None` when it keeps none.
+    fn logs(&self) -> Option<Arc<dyn LogStore>> {
+        None
+    }
 
     /// Checks what is stored, as far as `depth` says, and tells which snapshots and artifacts damage hurts.
     ///

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::log::LogStore;
 use backup_core::manifest::{ArtifactRecord, Manifest};
 use backup_core::sink::{
     CheckDepth, CheckReport, ChunkHint, EntryReader, FileContent, FileSink, Piece, PieceReader, Sink, SnapshotFilter,
@@ -127,6 +128,10 @@ impl Sink for DisturbedSink {
     async fn open(&self, id: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
         let inner = self.inner.open(id).await?;
         Ok(Arc::new(Reader { inner, plan: Arc::clone(&self.plan) }))
+    }
+
+    fn logs(&self) -> Option<Arc<dyn LogStore>> {
+        self.inner.logs()
     }
 
     async fn check(&self, cx: &RunContext, depth: CheckDepth, of: &[SnapshotId]) -> Result<CheckReport> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::log::LogStore;
 use backup_core::manifest::{ArtifactRecord, Content, Manifest};
 use backup_core::sink::{
     CheckDepth, CheckReport, ChunkHint, EntryReader, FileContent, FileSink, Piece, PieceReader, Sink, SnapshotFilter,
@@ -16,6 +17,8 @@ use backup_core::sink::{
 use backup_core::tree::{TreeEntry, TreePath};
 use backup_core::{ArtifactName, RunContext, SnapshotId, SourceName};
 use bytes::Bytes;
+
+use crate::MemoryLog;
 
 type Address = (SourceName, ArtifactName);
 type Tree = Vec<(TreeEntry, Vec<Piece>)>;
@@ -31,6 +34,15 @@ struct Artifacts {
 #[derive(Debug, Clone, Default)]
 pub struct MemorySink {
     committed: Arc<Mutex<Committed>>,
+    log: MemoryLog,
+}
+
+impl MemorySink {
+    /// The logs that it keeps.
+    #[must_use]
+    pub fn log(&self) -> &MemoryLog {
+        &self.log
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -52,7 +64,6 @@ impl Sink for MemorySink {
         let wanted = |manifest: &&Manifest| filter.plan.as_ref().is_none_or(|plan| *plan == manifest.plan);
         let found = committed.values().map(|(manifest, _)| manifest).filter(wanted);
         let mut summaries: Vec<SnapshotSummary> = found.map(SnapshotSummary::of).collect();
-        // Ids sort by the second only.
         summaries.sort_by_key(|summary| summary.started);
         Ok(summaries)
     }
@@ -71,6 +82,10 @@ impl Sink for MemorySink {
         let manifest = self.manifest(id).await?;
         let artifacts = lock(&self.committed).get(id).map(|(_, artifacts)| Arc::clone(artifacts)).unwrap_or_default();
         Ok(Arc::new(MemoryReader { manifest, artifacts }))
+    }
+
+    fn logs(&self) -> Option<Arc<dyn LogStore>> {
+        Some(Arc::new(self.log.clone()))
     }
 
     async fn check(&self, _: &RunContext, _: CheckDepth, of: &[SnapshotId]) -> Result<CheckReport> {

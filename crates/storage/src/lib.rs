@@ -21,6 +21,7 @@ use backup_core::sink::Sink;
 
 pub use directory::Directory;
 pub use keys::Unlock;
+pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
 
 /// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.

@@ -27,10 +27,18 @@ pub(crate) enum Missing {
 
 /// Resolves a path, a `file://` URL, or the URL of a cloud's object store.
 pub(crate) fn resolve(url: &str, folder: &Path, missing: Missing) -> Result<Location> {
+    match (local_path(url, folder), url.split_once("://")) {
+        (None, Some((scheme, _))) => cloud(scheme, url),
+        (path, _) => local(&path.unwrap_or_default(), missing),
+    }
+}
+
+/// The folder that `url` names, if it names one on a local disk.
+pub(crate) fn local_path(url: &str, folder: &Path) -> Option<PathBuf> {
     match url.split_once("://") {
-        None => local(&folder.join(url), missing),
-        Some(("file", path)) => local(Path::new(path), missing),
-        Some((scheme, _)) => cloud(scheme, url),
+        None => Some(folder.join(url)),
+        Some(("file", path)) => Some(PathBuf::from(path)),
+        Some(_) => None,
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod fuzzing;
 mod index;
 mod layout;
 mod load;
+pub(crate) mod logs;
 mod pack;
 mod pipeline;
 mod read;
@@ -74,6 +75,7 @@ pub struct Repository {
     sessions: Arc<Sessions>,
     chunks: Arc<ChunkReader>,
     unlocked: Arc<crate::keys::Unlocked>,
+    logs: Arc<logs::LogKeys>,
 }
 
 impl fmt::Debug for Repository {
@@ -191,6 +193,10 @@ impl Sink for Repository {
         let manifest = self.manifest(id).await?;
         self.loader.refresh().await?;
         Ok(Arc::new(RepositoryReader { manifest, chunks: Arc::clone(&self.chunks) }))
+    }
+
+    fn logs(&self) -> Option<Arc<dyn backup_core::log::LogStore>> {
+        Some(logs::of(self))
     }
 
     async fn check(&self, cx: &RunContext, depth: CheckDepth, of: &[SnapshotId]) -> Result<CheckReport> {

@@ -102,7 +102,7 @@ impl Driller for Sqlite {
             let own = folder.path().join(report.checked.len().to_string());
             let place = Place::Folder(own.clone());
             let select = vec![record.path.display().to_string()];
-            let to = RestoreTarget { place, existing: Existing::Refuse, select, rename: None };
+            let to = RestoreTarget { place, existing: Existing::Refuse, select, ..RestoreTarget::default() };
             let started = Instant::now();
             let plan = restore::plan(from, &self.paths, &to)?;
             let restored = match restore::restore(cx, from, &self.paths, plan).await {

@@ -110,6 +110,31 @@ impl Config {
             .hint("compare its recipients with your plan; restore the object from another copy of the repository"))
     }
 
+    /// The recipients that a new key is wrapped to. The plan decides; a store that names others is reported.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Plan`] when the plan names one that the repository does not know.
+    pub(super) fn recipients_to_write(&self, planned: &[String]) -> Result<Vec<String>> {
+        let mut recipients = self.recipient_keys();
+        for name in planned {
+            if !recipients.contains(name) {
+                return Err(Error::new(
+                    ErrorKind::Plan,
+                    format!("the plan names the recipient {name}, and the repository does not know it"),
+                )
+                .hint(format!(
+                    "run `stackward key add {name} --identity FILE`, so that it can read earlier snapshots too"
+                )));
+            }
+        }
+        let passphrases: Vec<&str> =
+            self.recipients.iter().filter(|info| info.passphrase).map(|info| info.recipient.as_str()).collect();
+        if !planned.is_empty() {
+            recipients.retain(|known| planned.contains(known) || passphrases.contains(&known.as_str()));
+        }
+        Ok(recipients)
+    }
+
     pub(super) fn recipient_keys(&self) -> Vec<String> {
         self.recipients.iter().map(|info| info.recipient.clone()).collect()
     }
@@ -201,11 +226,7 @@ impl WriterKey {
 
     /// Writes the writer key, complete or not at all.
     pub(super) fn save(&self, state: &Path, repository_id: &str) -> Result<PathBuf> {
-        use std::io::Write;
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let path = Self::path(state, repository_id);
-        let failed = |source| Error::io("cannot write this machine's writer key", &path, source);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
         let file = WriterKeyFile {
             repository_id: repository_id.to_owned(),
             id_key: Zeroizing::new(hex::encode(*self.keys.id_key)),
@@ -215,20 +236,31 @@ impl WriterKey {
         let json = serde_json::to_vec_pretty(&file).map(Zeroizing::new);
         let json =
             json.map_err(|source| Error::new(ErrorKind::Internal, "cannot write a key file").caused_by(source))?;
-        let partial = path.with_extension(format!("partial-{}", std::process::id()));
-        let written = (|| {
-            let mut file =
-                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-            file.write_all(&json)?;
-            file.sync_all()?;
-            std::fs::rename(&partial, &path)
-        })();
-        if let Err(error) = written {
-            let _gone = std::fs::remove_file(&partial);
-            return Err(failed(error));
-        }
+        write_state(&path, &json)
+            .map_err(|source| Error::io("cannot write this machine's writer key", &path, source))?;
         Ok(path)
     }
+}
+
+/// Writes a file of this machine's state, mode 0600 in a folder of mode 0700, complete or not at all.
+pub(super) fn write_state(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    if let Some(folder) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let partial = path.with_extension(format!("partial-{}", std::process::id()));
+    let written = (|| {
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)
+    })();
+    if written.is_err() {
+        let _gone = std::fs::remove_file(&partial);
+    }
+    written
 }
 
 /// See [`WriterKey::id`].

@@ -159,6 +159,7 @@ impl Repository {
             sessions,
             chunks,
             unlocked: Arc::new(unlocked),
+            logs: Arc::default(),
         })
     }
 

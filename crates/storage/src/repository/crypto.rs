@@ -124,6 +124,8 @@ pub(super) enum BoxKind {
     Summary = 3,
     /// The manifest of a snapshot.
     Manifest = 4,
+    /// The header of a segment of a log.
+    Segment = 5,
 }
 
 fn box_key(key: &Key, kind: BoxKind, salt: &[u8; SALT_BYTES]) -> Key {

@@ -1,6 +1,7 @@
 //! Where objects lie. Names are part of the format.
 
-use backup_core::SnapshotId;
+use backup_core::log::SegmentId;
+use backup_core::{SnapshotId, SourceName, Timeline};
 use object_store::path::Path;
 
 use super::crypto::SessionId;
@@ -10,6 +11,7 @@ pub(super) const KEYS: &str = "keys";
 pub(super) const PACKS: &str = "packs";
 pub(super) const INDEX: &str = "index";
 pub(super) const SNAPSHOTS: &str = "snapshots";
+pub(super) const LOGS: &str = "logs";
 
 pub(super) fn config() -> Path {
     Path::from(CONFIG)
@@ -25,6 +27,22 @@ pub(super) fn passphrase_identity(repository: &str) -> Path {
 
 pub(super) fn session_keys(session: SessionId) -> Path {
     Path::from(format!("{KEYS}/session-{session}.age"))
+}
+
+pub(super) fn log_key(key: &str) -> Path {
+    Path::from(format!("{KEYS}/log-{key}.age"))
+}
+
+pub(super) fn source_log(source: &SourceName) -> String {
+    format!("{LOGS}/{source}")
+}
+
+pub(super) fn timeline(source: &SourceName, timeline: &Timeline) -> String {
+    format!("{LOGS}/{source}/{timeline}")
+}
+
+pub(super) fn segment(source: &SourceName, id: &SegmentId) -> Path {
+    Path::from(format!("{LOGS}/{source}/{}/{}", id.timeline, id.name))
 }
 
 pub(super) fn pack(hash: &ObjectHash) -> Path {

@@ -10,6 +10,7 @@ use super::config::{Config, RecipientInfo};
 use super::create::read_config;
 use super::crypto::SessionKeys;
 use super::layout;
+use super::logs::key::LogIdentity;
 use super::{Repository, read};
 use crate::keys;
 
@@ -61,27 +62,9 @@ impl Repository {
         self.wrap_all(&remaining).await
     }
 
-    /// The recipients that a new session is wrapped to. The plan decides; a store that names others is reported.
+    /// See [`Config::recipients_to_write`].
     pub(super) async fn recipients_to_write(&self) -> Result<Vec<String>> {
-        let config = self.config.lock().await;
-        let mut recipients = config.recipient_keys();
-        for planned in &self.recipients {
-            if !recipients.contains(planned) {
-                return Err(Error::new(
-                    ErrorKind::Plan,
-                    format!("the plan names the recipient {planned}, and the repository does not know it"),
-                )
-                .hint(format!(
-                    "run `stackward key add {planned} --identity FILE`, so that it can read earlier snapshots too"
-                )));
-            }
-        }
-        let passphrases: Vec<&str> =
-            config.recipients.iter().filter(|info| info.passphrase).map(|info| info.recipient.as_str()).collect();
-        if !self.recipients.is_empty() {
-            recipients.retain(|known| self.recipients.contains(known) || passphrases.contains(&known.as_str()));
-        }
-        Ok(recipients)
+        self.config.lock().await.recipients_to_write(&self.recipients)
     }
 
     async fn fresh_config(&self) -> Result<Config> {
@@ -107,15 +90,19 @@ impl Repository {
     async fn wrap_all(&self, recipients: &[String]) -> Result<u64> {
         let mut opened = Vec::new();
         for (path, _) in self.store.list(layout::KEYS).await? {
-            let session = path.filename().is_some_and(|name| name.starts_with("session-"));
+            let named = |start: &str| path.filename().is_some_and(|name| name.starts_with(start));
+            let (session, log) = (named("session-"), named("log-"));
             // Others: the identity under the passphrase, and what a creation that died left.
-            if !session && path != layout::repository_keys(&self.id) {
+            if !session && !log && path != layout::repository_keys(&self.id) {
                 continue;
             }
             let in_object = |error: Error| error.with("object", &path);
             let plain = keys::unwrap(&self.unlocked, &self.store.get(&path).await?).map_err(in_object)?;
             if session {
                 SessionKeys::from_bytes(&plain, &self.index_key).map_err(in_object)?;
+            }
+            if log {
+                LogIdentity::from_bytes(&plain, &self.index_key).map_err(in_object)?;
             }
             opened.push((path, plain));
         }

@@ -10,7 +10,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 /// An object store and how it is called in messages.
 #[derive(Clone)]
@@ -30,8 +30,13 @@ impl Store {
 
     /// Creates an object; fails with [`ErrorKind::AlreadyExists`] when there is one of this name.
     pub(super) async fn create(&self, path: &Path, content: Bytes) -> Result<()> {
+        self.create_parts(path, [content]).await
+    }
+
+    /// As [`Store::create`], of the parts one after another.
+    pub(super) async fn create_parts(&self, path: &Path, parts: impl IntoIterator<Item = Bytes>) -> Result<()> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.inner.put_opts(path, PutPayload::from_bytes(content), options).await;
+        let put = self.inner.put_opts(path, parts.into_iter().collect(), options).await;
         put.map(|_| ()).map_err(|error| self.error("write", path, error))
     }
 
@@ -63,6 +68,26 @@ impl Store {
         Err(Error::new(ErrorKind::Damaged, format!("the object {path} is shorter than its index says")))
     }
 
+    /// The first `count` bytes of an object, or all of a shorter one, and its whole size.
+    pub(super) async fn get_first(&self, path: &Path, count: u64) -> Result<(Bytes, u64)> {
+        let options = GetOptions { range: Some(GetRange::Bounded(0..count)), ..GetOptions::default() };
+        let read = async {
+            let found = self.inner.get_opts(path, options).await?;
+            let size = found.meta.size;
+            Ok((found.bytes().await?, size))
+        };
+        read.await.map_err(|error| self.error("read", path, error))
+    }
+
+    /// Whether there is an object of this name.
+    pub(super) async fn exists(&self, path: &Path) -> Result<bool> {
+        match self.size(path).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) async fn size(&self, path: &Path) -> Result<u64> {
         self.inner.head(path).await.map(|meta| meta.size).map_err(|error| self.error("look at", path, error))
     }
@@ -74,6 +99,15 @@ impl Store {
         let mut objects = listing.await.map_err(|error| self.error("list", &path, error))?;
         objects.sort();
         Ok(objects)
+    }
+
+    /// The folders right below `prefix`, sorted.
+    pub(super) async fn folders(&self, prefix: &str) -> Result<Vec<Path>> {
+        let path = Path::from(prefix);
+        let listing = self.inner.list_with_delimiter(Some(&path)).await;
+        let mut folders = listing.map_err(|error| self.error("list", &path, error))?.common_prefixes;
+        folders.sort();
+        Ok(folders)
     }
 
     /// Whether anything at all lies below the root.

@@ -1,0 +1,313 @@
+//! Continuous logs: write-ahead logs, binary logs, replication streams, kept as chains of immutable segments.
+//!
+//! Invariant: a segment's name stands for one content for ever. Storing the same bytes again succeeds; storing other
+//! bytes under a name that exists fails, and whoever was about to recycle the original learns it in time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::context::RunContext;
+use crate::error::{Error, ErrorKind, Result};
+use crate::names::{SegmentName, SourceName, Timeline};
+use crate::sink::CheckDepth;
+
+/// No segment is longer than this, in plain bytes (PostgreSQL's longest). What is stored of one is held in memory while
+/// it is stored: about its compressed size.
+pub const MAX_SEGMENT_BYTES: u64 = 1 << 30;
+
+/// A segment has at most so many marks.
+pub const MAX_MARKS: usize = 4096;
+
+/// Which segment.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SegmentId {
+    /// The timeline that it is a part of.
+    pub timeline: Timeline,
+    /// Its name there.
+    pub name: SegmentName,
+}
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.timeline, self.name)
+    }
+}
+
+/// At `time`, by the clock of the machine that received it, the log had grown to `position`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The moment.
+    pub time: Timestamp,
+    /// The byte position.
+    pub position: u64,
+}
+
+/// The part of a log that a segment covers, in bytes of the log: from `start` to just before `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// The position of the first byte.
+    pub start: u64,
+    /// The position after the last byte.
+    pub end: u64,
+}
+
+/// What is known of a segment, besides its bytes. It is readable by the machine that writes: no user data belongs here.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SegmentMeta {
+    /// The segment that must be applied just before this one; `None` for the first of a chain, and for files that are
+    /// not part of the chain (histories).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<SegmentId>,
+    /// What it covers, unless it is a file beside the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<Span>,
+    /// When the log had grown to where, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub marks: Vec<Mark>,
+    /// What the engine must know of it: a server's identifier, a version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, serde_json::Value>,
+}
+
+/// A stored segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRecord {
+    /// Which one.
+    pub id: SegmentId,
+    /// What is known of it.
+    pub meta: SegmentMeta,
+    /// Its plain bytes.
+    pub bytes: u64,
+    /// What it takes in the sink.
+    pub stored_bytes: u64,
+    /// When it was stored, by the clock of the machine that did.
+    pub stored: Timestamp,
+}
+
+/// A segment in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct SegmentEntry {
+    /// Which one.
+    pub id: SegmentId,
+    /// What it takes in the sink.
+    pub stored_bytes: u64,
+}
+
+/// What storing a segment did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is there now, durable.
+    New {
+        /// What it takes in the sink.
+        stored_bytes: u64,
+    },
+    /// The same bytes were there already.
+    Same,
+}
+
+/// A damaged segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SegmentDamage {
+    /// Which one.
+    pub id: SegmentId,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Where a sink keeps logs.
+///
+/// An implementation MUST
+/// - make a segment visible whole or not at all, and durable before [`LogStore::put`] returns;
+/// - refuse other bytes under a name that exists, also when two writers race;
+/// - notice, on reading, that bytes are not those that were written.
+#[async_trait]
+pub trait LogStore: fmt::Debug + Send + Sync {
+    /// Stores a segment whose bytes are read from `content` to its end, on a thread that may block.
+    /// Dropping the future stores the segment or does not, never a part of it.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](ErrorKind::AlreadyExists) when other bytes have this name, [`conflict`];
+    /// [`Unsupported`](ErrorKind::Unsupported) when it is longer than [`MAX_SEGMENT_BYTES`].
+    async fn put(
+        &self,
+        source: &SourceName,
+        id: &SegmentId,
+        meta: SegmentMeta,
+        content: Box<dyn Read + Send>,
+    ) -> Result<Stored>;
+
+    /// The timelines of a source, sorted by name.
+    async fn timelines(&self, source: &SourceName) -> Result<Vec<Timeline>>;
+
+    /// The segments of a timeline, sorted by name. A listing that fails is an error, never an empty list.
+    async fn segments(&self, source: &SourceName, timeline: &Timeline) -> Result<Vec<SegmentEntry>>;
+
+    /// What is known of a segment. Works without a private key on a machine that may write.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) when there is none; [`Damaged`](ErrorKind::Damaged).
+    async fn record(&self, source: &SourceName, id: &SegmentId) -> Result<SegmentRecord>;
+
+    /// Writes a segment's bytes to `out`, on a thread that may block. Only when it returns are they known to be those
+    /// that were stored: write to a temporary name and rename.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), [`Damaged`](ErrorKind::Damaged), [`WrongKey`](ErrorKind::WrongKey) without a
+    /// private key; also when `out` fails.
+    async fn read(&self, source: &SourceName, id: &SegmentId, out: Box<dyn Write + Send>) -> Result<SegmentRecord>;
+
+    /// Looks at every segment of a source: headers, sizes; with [`CheckDepth::Data`] every stored byte. Needs no private key.
+    ///
+    /// # Errors
+    /// When it could not look. Damage is in the list.
+    async fn check(&self, cx: &RunContext, source: &SourceName, depth: CheckDepth) -> Result<Vec<SegmentDamage>>;
+}
+
+/// The error of a segment whose name is taken by other bytes.
+#[must_use]
+pub fn conflict(source: &SourceName, id: &SegmentId) -> Error {
+    Error::new(ErrorKind::AlreadyExists, format!("the segment {id} of `{source}` is archived already, with other content"))
+        .hint("two servers write under one source name, or a server was restored and went on: give it a source name of its own")
+}
+
+/// The error of an archive that lacks a segment.
+#[must_use]
+pub fn missing(source: &SourceName, id: &SegmentId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("the segment {id} of `{source}` is not in the archive"))
+}
+
+/// The log of one source. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SegmentLog {
+    store: Arc<dyn LogStore>,
+    source: SourceName,
+}
+
+impl SegmentLog {
+    /// The log of `source` in `store`.
+    #[must_use]
+    pub fn new(store: Arc<dyn LogStore>, source: SourceName) -> Self {
+        Self { store, source }
+    }
+
+    /// The source.
+    #[must_use]
+    pub fn source(&self) -> &SourceName {
+        &self.source
+    }
+
+    /// See [`LogStore::put`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn put(&self, id: &SegmentId, meta: SegmentMeta, content: Box<dyn Read + Send>) -> Result<Stored> {
+        if meta.marks.len() > MAX_MARKS {
+            return Err(Error::new(ErrorKind::Internal, format!("the segment {id} has more than {MAX_MARKS} marks")));
+        }
+        self.store.put(&self.source, id, meta, content).await
+    }
+
+    /// See [`LogStore::timelines`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn timelines(&self) -> Result<Vec<Timeline>> {
+        self.store.timelines(&self.source).await
+    }
+
+    /// See [`LogStore::segments`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn segments(&self, timeline: &Timeline) -> Result<Vec<SegmentEntry>> {
+        self.store.segments(&self.source, timeline).await
+    }
+
+    /// See [`LogStore::record`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn record(&self, id: &SegmentId) -> Result<SegmentRecord> {
+        self.store.record(&self.source, id).await
+    }
+
+    /// See [`LogStore::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read(&self, id: &SegmentId, out: Box<dyn Write + Send>) -> Result<SegmentRecord> {
+        self.store.read(&self.source, id, out).await
+    }
+
+    /// See [`LogStore::check`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn check(&self, cx: &RunContext, depth: CheckDepth) -> Result<Vec<SegmentDamage>> {
+        self.store.check(cx, &self.source, depth).await
+    }
+}
+
+/// A place where a chain is broken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// The segment before which something is missing.
+    pub before: SegmentId,
+    /// What is missing: the segment that `before` names as its predecessor, or positions.
+    pub missing: String,
+}
+
+/// Looks for holes in the records of segments, in the order of their log: predecessors that are not there, and
+/// positions that do not join. The first of a chain may name a predecessor that was never archived: that is where the
+/// window begins, not a hole.
+#[must_use]
+pub fn gaps<'a>(records: impl IntoIterator<Item = &'a SegmentRecord>) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    let mut known: BTreeSet<&SegmentId> = BTreeSet::new();
+    let mut last: Option<&SegmentRecord> = None;
+    for record in records {
+        let gap = |missing: String| Gap { before: record.id.clone(), missing };
+        if let (Some(last), Some(predecessor)) = (last, &record.meta.predecessor) {
+            if !known.contains(predecessor) {
+                gaps.push(gap(format!("the segment {predecessor}")));
+            } else if let (true, Some(a), Some(b)) = (last.id == *predecessor, last.meta.span, record.meta.span)
+                && a.end != b.start
+            {
+                gaps.push(gap(format!("the positions {} to {}", a.end, b.start)));
+            }
+        }
+        known.insert(&record.id);
+        last = Some(record);
+    }
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str, predecessor: Option<&str>, start: u64, end: u64) -> SegmentRecord {
+        let id =
+            |name: &str| SegmentId { timeline: Timeline::new("1").unwrap(), name: SegmentName::new(name).unwrap() };
+        let meta =
+            SegmentMeta { predecessor: predecessor.map(id), span: Some(Span { start, end }), ..SegmentMeta::default() };
+        SegmentRecord { id: id(name), meta, bytes: end - start, stored_bytes: 1, stored: Timestamp::UNIX_EPOCH }
+    }
+
+    #[test]
+    fn holes_are_found_and_the_beginning_is_none() {
+        let whole = [record("b", Some("a"), 10, 20), record("c", Some("b"), 20, 30), record("d", Some("c"), 30, 31)];
+        assert!(gaps(&whole).is_empty());
+        let hole = gaps([&whole[0], &whole[2]]);
+        assert_eq!(hole.len(), 1);
+        assert_eq!((hole[0].before.name.as_str(), hole[0].missing.as_str()), ("d", "the segment 1/c"));
+        let torn = [record("b", None, 10, 20), record("c", Some("b"), 21, 30)];
+        assert_eq!(gaps(&torn)[0].missing, "the positions 20 to 21");
+    }
+}

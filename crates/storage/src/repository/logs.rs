@@ -1,0 +1,240 @@
+//! Continuous logs in a repository: one object per segment, below `logs/<source>/<timeline>/`.
+//!
+//! Invariant: a segment object is created by one conditional put and never changed; whether a later push brings the same
+//! bytes is told by a keyed hash in its header, which the machine that writes can open.
+
+pub(super) mod key;
+pub(crate) mod quick;
+pub(super) mod segment;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::log::{
+    LogStore, SegmentDamage, SegmentEntry, SegmentId, SegmentMeta, SegmentRecord, Stored, conflict, missing,
+};
+use backup_core::sink::CheckDepth;
+use backup_core::{RunContext, SegmentName, SourceName, Timeline};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use tokio::sync::Mutex;
+
+use super::{Repository, layout, read};
+use crate::keys;
+use key::{LogIdentity, LogRecipient};
+use segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+
+/// Headers are nearly always shorter than this, so that one request reads one.
+const FIRST_READ_BYTES: u64 = 16 * 1024;
+/// Headers that are read at the same time.
+const PARALLEL: usize = 8;
+
+/// What a repository knows of the key pairs of logs: the one to write with, those that were opened for reading.
+#[derive(Default)]
+pub(super) struct LogKeys {
+    writing: Mutex<Option<LogRecipient>>,
+    opened: Mutex<HashMap<String, LogIdentity>>,
+}
+
+impl Repository {
+    /// What seals this machine's segments. The first call of a machine makes its key pair.
+    async fn log_sealer(&self) -> Result<Sealer> {
+        let writer = self.writer()?;
+        let keys = &writer.keys;
+        let recipient = if self.is_encrypted() { Some(self.log_recipient().await?) } else { None };
+        let (index_key, id_key) = (keys.index_key.clone(), keys.id_key.clone());
+        Ok(Sealer { index_key, id_key, recipient, level: self.level })
+    }
+
+    async fn log_recipient(&self) -> Result<LogRecipient> {
+        let mut writing = self.logs.writing.lock().await;
+        if let Some(recipient) = &*writing {
+            return Ok(recipient.clone());
+        }
+        let recipients = self.recipients_to_write().await?;
+        let known = key::load(&self.state, &self.id, &recipients)?;
+        let found = if let Some(found) = known { found } else { self.new_log_recipient(&recipients).await? };
+        *writing = Some(found.clone());
+        Ok(found)
+    }
+
+    async fn new_log_recipient(&self, recipients: &[String]) -> Result<LogRecipient> {
+        let (recipient, identity) = key::pair()?;
+        let wrapped = keys::wrap(recipients, &identity.to_bytes(&self.index_key))?;
+        // In the store first: what is sealed to a pair whose private half was lost is lost.
+        self.store.create(&layout::log_key(recipient.id()), wrapped.into()).await?;
+        key::save(&self.state, &self.id, recipients, &recipient)?;
+        Ok(recipient)
+    }
+
+    async fn log_identity(&self, header: &Header) -> Result<Option<LogIdentity>> {
+        let id = match (header.key(), self.is_encrypted()) {
+            (Some(id), true) => id,
+            (None, false) => return Ok(None),
+            _ => return Err(Error::new(ErrorKind::Damaged, "the segment is not sealed as this repository is")),
+        };
+        if !self.sessions.can_read() {
+            return Err(read::needs_identity());
+        }
+        let mut opened = self.logs.opened.lock().await;
+        if let Some(identity) = opened.get(id) {
+            return Ok(Some(identity.clone()));
+        }
+        let path = layout::log_key(id);
+        let in_object = |error: Error| error.with("object", &path);
+        let plain = keys::unwrap(&self.unlocked, &self.store.get(&path).await?).map_err(in_object)?;
+        let identity = LogIdentity::from_bytes(&plain, &self.index_key).map_err(in_object)?;
+        opened.insert(id.to_owned(), identity.clone());
+        Ok(Some(identity))
+    }
+
+    /// The header of a segment, its length, and the size of the whole object.
+    async fn log_header(&self, source: &SourceName, id: &SegmentId) -> Result<(Header, usize, u64)> {
+        let path = layout::segment(source, id);
+        let found = self.store.get_first(&path, FIRST_READ_BYTES).await;
+        let (mut first, size) = found.map_err(|error| not_there(error, source, id))?;
+        let in_object = |error: Error| error.with("object", &path);
+        let length = header_length(&first).map_err(in_object)?;
+        let end = PREFIX_BYTES + length;
+        if first.len() < end && (first.len() as u64) < size {
+            first = self.store.get_first(&path, end as u64).await?.0;
+        }
+        let sealed = first.get(PREFIX_BYTES..end);
+        let sealed = sealed.ok_or_else(|| in_object(Error::new(ErrorKind::Damaged, "the segment is cut short")))?;
+        let header = Header::open(&self.index_key, source, id, sealed).map_err(in_object)?;
+        Ok((header, length, size))
+    }
+
+    async fn check_segment(&self, source: &SourceName, entry: &SegmentEntry, depth: CheckDepth) -> Result<()> {
+        let (header, length, size) = self.log_header(source, &entry.id).await?;
+        if size != (PREFIX_BYTES + length) as u64 + header.body_bytes() {
+            return Err(Error::new(ErrorKind::Damaged, "the segment is shorter or longer than its header says"));
+        }
+        if depth == CheckDepth::Data {
+            let object = self.store.get(&layout::segment(source, &entry.id)).await?;
+            header.check_body(object.get(PREFIX_BYTES + length..).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+}
+
+/// What is not there is told by the segment's name, not the object's.
+fn not_there(error: Error, source: &SourceName, id: &SegmentId) -> Error {
+    if error.kind() == ErrorKind::NotFound { missing(source, id) } else { error }
+}
+
+/// What an existing segment of the same name means for `sealed`.
+fn compare(source: &SourceName, id: &SegmentId, sealed: &Sealed, existing: &Header) -> Result<Stored> {
+    if sealed.is_content_of(existing) { Ok(Stored::Same) } else { Err(conflict(source, id)) }
+}
+
+/// Runs what blocks or computes long on a thread for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let lost = |source| Error::new(ErrorKind::Internal, "the thread of a segment was lost").caused_by(source);
+    tokio::task::spawn_blocking(work).await.map_err(lost)?
+}
+
+#[async_trait]
+impl LogStore for Repository {
+    async fn put(
+        &self,
+        source: &SourceName,
+        id: &SegmentId,
+        meta: SegmentMeta,
+        mut content: Box<dyn Read + Send>,
+    ) -> Result<Stored> {
+        let sealer = self.log_sealer().await?;
+        let (of, which) = (source.clone(), id.clone());
+        let mut object = blocking(move || sealer.seal(&of, &which, meta, &mut *content)).await?;
+        let path = layout::segment(source, id);
+        if !self.config.lock().await.conditional_put && self.store.exists(&path).await? {
+            // The second best on a store that would overwrite it: two writers at the same moment are not told apart.
+            return compare(source, id, &object, &self.log_header(source, id).await?.0);
+        }
+        let stored_bytes = object.stored_bytes();
+        let parts = [std::mem::take(&mut object.head), std::mem::take(&mut object.body)].map(Bytes::from);
+        match self.store.create_parts(&path, parts).await {
+            Ok(()) => Ok(Stored::New { stored_bytes }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                compare(source, id, &object, &self.log_header(source, id).await?.0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn timelines(&self, source: &SourceName) -> Result<Vec<Timeline>> {
+        let folders = self.store.folders(&layout::source_log(source)).await?;
+        // Other names are not ours.
+        Ok(folders.iter().filter_map(|folder| Timeline::new(folder.filename()?).ok()).collect())
+    }
+
+    async fn segments(&self, source: &SourceName, timeline: &Timeline) -> Result<Vec<SegmentEntry>> {
+        let objects = self.store.list(&layout::timeline(source, timeline)).await?;
+        let entry = |(path, stored_bytes): &(Path, u64)| {
+            let name = SegmentName::new(path.filename()?).ok()?;
+            Some(SegmentEntry { id: SegmentId { timeline: timeline.clone(), name }, stored_bytes: *stored_bytes })
+        };
+        Ok(objects.iter().filter_map(entry).collect())
+    }
+
+    async fn record(&self, source: &SourceName, id: &SegmentId) -> Result<SegmentRecord> {
+        let (header, length, _) = self.log_header(source, id).await?;
+        Ok(header.record(length))
+    }
+
+    async fn read(&self, source: &SourceName, id: &SegmentId, mut out: Box<dyn Write + Send>) -> Result<SegmentRecord> {
+        let path = layout::segment(source, id);
+        let object = self.store.get(&path).await.map_err(|error| not_there(error, source, id))?;
+        let in_object = |error: Error| error.with("object", &path);
+        let length = header_length(&object).map_err(in_object)?;
+        let cut = || in_object(Error::new(ErrorKind::Damaged, "the segment is cut short"));
+        let sealed = object.get(PREFIX_BYTES..PREFIX_BYTES + length).ok_or_else(cut)?;
+        let header = Header::open(&self.index_key, source, id, sealed).map_err(in_object)?;
+        let body = object.slice(PREFIX_BYTES + length..);
+        header.check_body(&body).map_err(in_object)?;
+        let identity = self.log_identity(&header).await?;
+        let id_key = self.id_key.clone();
+        blocking(move || {
+            header.unseal(&id_key, identity.as_ref(), &body, &mut *out)?;
+            Ok(header.record(length))
+        })
+        .await
+        .map_err(in_object)
+    }
+
+    async fn check(&self, cx: &RunContext, source: &SourceName, depth: CheckDepth) -> Result<Vec<SegmentDamage>> {
+        let mut damage = Vec::new();
+        // Whole objects are held in memory one at a time.
+        let parallel = if depth == CheckDepth::Data { 1 } else { PARALLEL };
+        for timeline in self.timelines(source).await? {
+            let entries = self.segments(source, &timeline).await?;
+            let mut checks = futures::stream::iter(entries)
+                .map(|entry| async move {
+                    cx.check_cancelled()?;
+                    let checked = self.check_segment(source, &entry, depth).await;
+                    cx.progress(entry.stored_bytes, 1);
+                    match checked {
+                        Ok(()) => Ok(None),
+                        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                            Ok(Some(SegmentDamage { id: entry.id, problem: error.chain() }))
+                        }
+                        Err(error) => Err(error),
+                    }
+                })
+                .buffered(parallel);
+            while let Some(found) = checks.try_next().await? {
+                damage.extend(found);
+            }
+        }
+        Ok(damage)
+    }
+}
+
+/// The repository as a store of logs.
+pub(super) fn of(repository: &Repository) -> Arc<dyn LogStore> {
+    Arc::new(repository.clone())
+}

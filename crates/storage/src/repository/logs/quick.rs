@@ -1,0 +1,139 @@
+//! The short way for `archive_command`: one segment into a repository on a local disk, on the calling thread, without an
+//! async runtime. It writes the same objects as [`super`], byte for byte of their form.
+//!
+//! Invariant: the segment and its folder are synced before a push returns; a push that dies leaves at most a temporary
+//! file, of a name that listings leave out.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use backup_core::SourceName;
+use backup_core::error::{Error, Result};
+use backup_core::log::{SegmentId, SegmentMeta, Stored};
+use backup_core::plan::{EncryptionConfig, RepositoryConfig};
+
+use super::compare;
+use super::key;
+use super::segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use crate::repository::config::{Config, WriterKey, default_state};
+use crate::repository::layout;
+
+/// See the module.
+pub struct QuickLog {
+    root: PathBuf,
+    sealer: Sealer,
+}
+
+impl QuickLog {
+    /// Opens the repository of `config`; `folder` is where relative paths start. `None` when the short way does not lead
+    /// there: it is not on a local disk, or this machine has not pushed with these recipients before. Then
+    /// [`open`](crate::open) does.
+    ///
+    /// # Errors
+    /// Those of opening a repository.
+    pub fn open(config: &RepositoryConfig, folder: &Path) -> Result<Option<Self>> {
+        let Some(root) = crate::location::local_path(&config.url, folder) else { return Ok(None) };
+        let found = match std::fs::read(root.join(layout::CONFIG)) {
+            Ok(bytes) => Config::parse(&bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("cannot read the repository's `config`", &root, error)),
+        };
+        if found.encryption != config.encryption || !found.conditional_put {
+            // The long way says what is wrong.
+            return Ok(None);
+        }
+        let state = config.state.as_ref().map_or_else(default_state, |state| folder.join(state));
+        let level = i32::from(config.compression_level);
+        let encrypted = found.encryption == EncryptionConfig::Age;
+        let writer = if encrypted { WriterKey::load(&state, &found.repository_id)? } else { Some(WriterKey::open()) };
+        let Some(writer) = writer else { return Ok(None) };
+        found.check_mac(&writer.keys.index_key)?;
+        let recipient = if encrypted {
+            let recipients = found.recipients_to_write(&config.recipients)?;
+            let Some(recipient) = key::load(&state, &found.repository_id, &recipients)? else { return Ok(None) };
+            Some(recipient)
+        } else {
+            None
+        };
+        let (index_key, id_key) = (writer.keys.index_key.clone(), writer.keys.id_key.clone());
+        Ok(Some(Self { root, sealer: Sealer { index_key, id_key, recipient, level } }))
+    }
+
+    /// As [`LogStore::put`](backup_core::log::LogStore::put).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put(
+        &self,
+        source: &SourceName,
+        id: &SegmentId,
+        meta: SegmentMeta,
+        content: &mut dyn Read,
+    ) -> Result<Stored> {
+        let sealed = self.sealer.seal(source, id, meta, content)?;
+        let path = self.root.join(layout::segment(source, id).as_ref());
+        match store(&path, &self.root, &sealed) {
+            Ok(()) => Ok(Stored::New { stored_bytes: sealed.stored_bytes() }),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
+                compare(source, id, &sealed, &header)
+            }
+            Err(error) => Err(Error::io("cannot store the segment", &path, error)),
+        }
+    }
+
+    /// Whether a segment is there.
+    ///
+    /// # Errors
+    /// When the file system does not tell.
+    pub fn has(&self, source: &SourceName, id: &SegmentId) -> Result<bool> {
+        let path = self.root.join(layout::segment(source, id).as_ref());
+        path.try_exists().map_err(|error| Error::io("cannot look for the segment", &path, error))
+    }
+
+    fn existing(&self, source: &SourceName, id: &SegmentId, path: &Path) -> Result<Header> {
+        let failed = |error| Error::io("cannot read the segment", path, error);
+        let mut file = std::fs::File::open(path).map_err(failed)?;
+        let mut prefix = [0; PREFIX_BYTES];
+        file.read_exact(&mut prefix).map_err(failed)?;
+        let mut sealed = vec![0; header_length(&prefix)?];
+        file.read_exact(&mut sealed).map_err(failed)?;
+        Header::open(&self.sealer.index_key, source, id, &sealed)
+    }
+}
+
+/// Creates the object at `path`, durable, or fails because there is one.
+fn store(path: &Path, root: &Path, sealed: &Sealed) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(root);
+    if !folder.is_dir() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        for made in folder.ancestors().skip(1).take_while(|above| above.starts_with(root)) {
+            sync_folder(made)?;
+        }
+    }
+    // The object store's own form of a temporary name, which its listings leave out.
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!("#{}", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    let written = (|| {
+        file.write_all(&sealed.head)?;
+        file.write_all(&sealed.body)?;
+        file.sync_all()?;
+        std::fs::hard_link(&partial, path)
+    })();
+    let _gone = std::fs::remove_file(&partial);
+    written?;
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}
+
+impl std::fmt::Debug for QuickLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuickLog").field("root", &self.root).finish_non_exhaustive()
+    }
+}
