@@ -18,6 +18,8 @@ mod login;
 mod passfile;
 mod replication;
 mod service;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transport;
 mod wal_stream;

@@ -3,7 +3,7 @@
 //! Invariant: after `SSLRequest` exactly one byte is read before the handshake, so that nothing that somebody injected
 //! in clear text is taken for the server's word (CVE-2021-23222).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
@@ -154,11 +154,10 @@ async fn unix(path: &Path, run_as: Option<&str>) -> Result<UnixStream> {
     };
     let Some(user) = run_as else { return UnixStream::connect(path).await.map_err(failed) };
     let identity = Identity::of(user)?;
-    let path = path.to_owned();
     let (sender, receiver) = tokio::sync::oneshot::channel();
     // A thread of its own, because on Linux identities belong to threads; it ends with the identity that it took.
     let spawned = std::thread::Builder::new().name("connect".into()).spawn({
-        let path: PathBuf = path.clone();
+        let path = path.to_owned();
         move || sender.send(identity.connect(&path))
     });
     let internal = |source| Error::from_io("cannot start a thread", source);
@@ -166,7 +165,7 @@ async fn unix(path: &Path, run_as: Option<&str>) -> Result<UnixStream> {
     let stream = receiver
         .await
         .map_err(|source| Error::new(ErrorKind::Internal, "the connecting thread ended early").caused_by(source))?
-        .map_err(|source| Error::io("cannot connect to the server's socket", &path, source).with("user", user))?;
+        .map_err(|source| failed(source).with("user", user))?;
     let adopt = |stream: std::os::unix::net::UnixStream| {
         stream.set_nonblocking(true)?;
         UnixStream::from_std(stream)
