@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup_core::engine::{Existing, Place, RestorePlan, RestoreReport, RestoreTarget};
+use backup_core::engine::{Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget};
 use backup_core::sink::Sink;
 use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SnapshotId};
 use serde_json::json;
@@ -54,6 +54,7 @@ fn target(args: &RestoreArgs, part: &Part) -> RestoreTarget {
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
         select: args.select.clone(),
         rename: args.rename.clone(),
+        moment: Moment::Snapshot,
     }
 }
 
