@@ -6,7 +6,7 @@ mod model;
 mod read;
 
 pub use model::{
-    ArtifactKind, ArtifactRecord, Content, Extent, Fingerprint, Manifest, Outcome, ServerRecord, SourceOutcome,
-    SourceRecord,
+    ArtifactKind, ArtifactRecord, Content, EntryOrder, Extent, Fingerprint, Manifest, Outcome, ServerRecord,
+    SourceOutcome, SourceRecord,
 };
 pub use read::{FORMAT_VERSION, parse, render, schema};

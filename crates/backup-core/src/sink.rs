@@ -1,6 +1,7 @@
 //! Sinks: where snapshots are kept. This is the artifact level; objects, packs and files are the sink's own affair.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::context::RunContext;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::log::LogStore;
 use crate::manifest::{ArtifactRecord, Content, Manifest, Outcome};
 use crate::names::{ArtifactName, PlanName, SnapshotId, SourceName};
@@ -106,6 +107,19 @@ pub enum ChunkHint {
     Pages(u32),
 }
 
+/// In which order the entries of a tree are handed to a sink.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum TreeOrder {
+    /// In that of their [`TreePath`](crate::tree::TreePath)s: the order of a walk.
+    #[default]
+    ByPath,
+    /// In any: that of a server's archive, say. No path twice; the target of a hard link has a smaller path than the link.
+    Any {
+        /// Where a sink that sorts them keeps what does not fit into memory, in files without a name: entries, no contents.
+        scratch: PathBuf,
+    },
+}
+
 /// A piece of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
@@ -124,6 +138,9 @@ pub struct Stored {
     pub stored_bytes: u64,
     /// Where they are.
     pub content: Content,
+    /// What the sink keeps beside it to recognise unchanged pages at its next run, see
+    /// [`ArtifactRecord::page_map`].
+    pub page_map: Option<Content>,
 }
 
 /// A place that keeps snapshots.
@@ -241,8 +258,23 @@ pub trait SnapshotWriter: Debug + Send + Sync {
     /// Begins a stream.
     async fn stream(&self, source: &SourceName, name: &ArtifactName, hint: ChunkHint) -> Result<Box<dyn StreamSink>>;
 
+    /// Begins a stream that this machine itself can read again, see
+    /// [`BackupWriter::memo`](crate::writer::BackupWriter::memo). To sinks whose writers can read anyhow it is a stream.
+    async fn memo(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn StreamSink>> {
+        self.stream(source, name, ChunkHint::Stream).await
+    }
+
     /// Begins a tree.
-    async fn tree(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn TreeSink>>;
+    async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>>;
+
+    /// The earlier snapshot against which this run stores `source`: the latest of the same plan and machine in which the
+    /// source is complete and whose manifest this machine can read. It is chosen once a run: trees are compared with it,
+    /// [`FileSink::keep`] takes from it, and its memos can be read.
+    ///
+    /// `None` when there is none, and always from sinks that can keep nothing.
+    async fn earlier(&self, _source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {
+        Ok(None)
+    }
 
     /// Makes the snapshot durable and visible, in that order. Returns the manifest as it was stored.
     ///
@@ -261,7 +293,7 @@ pub trait StreamSink: Send {
     async fn finish(self: Box<Self>) -> Result<Stored>;
 }
 
-/// Takes the entries of one tree, in the order of [`TreePath`](crate::tree::TreePath)s.
+/// Takes the entries of one tree, in the [`TreeOrder`] that was announced.
 #[async_trait]
 pub trait TreeSink: Send {
     /// Adds an entry without content.
@@ -269,6 +301,12 @@ pub trait TreeSink: Send {
 
     /// Adds a file whose content the sink has already, as [`TreeEntry::same_file`] tells. `false`: it has not, read the file.
     async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool>;
+
+    /// The length of the content that the earlier snapshot (see [`SnapshotWriter::earlier`]) has of the file at `path` in
+    /// the tree of the same name; `None` when there is no such file, or [`FileSink::keep`] could not take from it.
+    async fn earlier_length(&mut self, _path: &crate::tree::TreePath) -> Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// Reserves the place of a file at `path`; its content may arrive while later entries are added.
     async fn file(&mut self, path: crate::tree::TreePath, hint: ChunkHint) -> Result<Box<dyn FileSink>>;
@@ -286,6 +324,14 @@ pub trait FileSink: Send {
     /// Appends zero bytes that need not be stored.
     async fn hole(&mut self, length: u64) -> Result<()>;
 
+    /// Appends the next `length` bytes of the same file in the earlier snapshot, from the position that was reached here.
+    ///
+    /// # Errors
+    /// [`Incomplete`](crate::ErrorKind::Incomplete) when they are not there.
+    async fn keep(&mut self, _length: u64) -> Result<()> {
+        Err(nothing_to_keep())
+    }
+
     /// Forgets what was written, because the file changed while it was read.
     async fn restart(&mut self) -> Result<()>;
 
@@ -294,6 +340,13 @@ pub trait FileSink: Send {
 
     /// Leaves the file out of the tree, because it vanished.
     async fn abandon(self: Box<Self>) -> Result<()>;
+}
+
+/// The error of [`FileSink::keep`] when the earlier snapshot does not have the bytes.
+#[must_use]
+pub fn nothing_to_keep() -> Error {
+    Error::new(ErrorKind::Incomplete, "the earlier snapshot does not have the bytes that shall be kept")
+        .hint("back the source up in full")
 }
 
 /// Reads one snapshot.
@@ -316,7 +369,8 @@ pub trait PieceReader: Send {
     async fn next(&mut self) -> Result<Option<Piece>>;
 }
 
-/// Reads the entries of a tree in order.
+/// Reads the entries of a tree: in the order of their paths; of a tree that was written in any order, a sink that stores
+/// it as one archive may give them as they came.
 #[async_trait]
 pub trait EntryReader: Send {
     /// The next entry; `None` only after the last one.

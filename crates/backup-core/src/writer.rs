@@ -15,8 +15,14 @@ use crate::event::Event;
 use crate::evidence::{Evidence, EvidenceRecord};
 use crate::manifest::{ArtifactKind, ArtifactRecord};
 use crate::names::ArtifactName;
-use crate::sink::{ChunkHint, FileSink, SnapshotWriter, Stored, StreamSink, TreeSink};
-use crate::tree::{EntryKind, TreeEntry, TreePath};
+use crate::sink::{ChunkHint, SnapshotWriter, Stored, StreamSink, TreeOrder};
+
+mod earlier;
+mod tree;
+
+pub use earlier::EarlierSource;
+use tree::Sequence;
+pub use tree::{FileWriter, TreeWriter};
 
 /// The size of the pieces that [`ArtifactWriter::copy_from`] reads.
 const COPY_BYTES: usize = 1024 * 1024;
@@ -50,17 +56,58 @@ impl BackupWriter {
     pub async fn artifact(&self, name: ArtifactName, hint: ChunkHint) -> Result<ArtifactWriter> {
         self.open(&name)?;
         let sink = self.snapshot.stream(self.cx.source(), &name, hint).await?;
-        Ok(ArtifactWriter { scope: self.clone(), name, sink, digest: Sha256::new(), bytes: 0 })
+        Ok(ArtifactWriter::new(self.clone(), name, sink))
     }
 
-    /// Begins a tree artifact.
+    /// Begins a stream artifact that this machine can read again at its next run, without a private key, through
+    /// [`BackupWriter::earlier`]: what the next backup must know of this one, a list of files and checksums, say.
+    /// It is sealed as listings are, under a key that the writing machine keeps. No user data belongs into it.
+    ///
+    /// # Errors
+    /// When the name was used before, or the sink fails.
+    pub async fn memo(&self, name: ArtifactName) -> Result<ArtifactWriter> {
+        self.open(&name)?;
+        let sink = self.snapshot.memo(self.cx.source(), &name).await?;
+        Ok(ArtifactWriter::new(self.clone(), name, sink))
+    }
+
+    /// Begins a tree artifact whose entries come in the order of their paths.
     ///
     /// # Errors
     /// When the name was used before, or the sink fails.
     pub async fn tree(&self, name: ArtifactName) -> Result<TreeWriter> {
         self.open(&name)?;
-        let sink = self.snapshot.tree(self.cx.source(), &name).await?;
-        Ok(TreeWriter { scope: self.clone(), name, sink, entries: Arc::default(), last: None })
+        let sink = self.snapshot.tree(self.cx.source(), &name, TreeOrder::ByPath).await?;
+        Ok(TreeWriter::new(self.clone(), name, sink, Sequence::Ascending(None)))
+    }
+
+    /// Begins a tree artifact whose entries come in any order, as in a server's archive. No path twice, and the target of
+    /// a hard link has a smaller path than the link.
+    ///
+    /// Repositories sort the listing (in a temporary file below [`RunContext::scratch`] when it is long), so readers see
+    /// the usual order; a plain directory keeps the order in which the entries came.
+    ///
+    /// # Errors
+    /// When the name was used before, or the sink fails. A path that came twice fails the seal.
+    pub async fn tree_in_any_order(&self, name: ArtifactName) -> Result<TreeWriter> {
+        self.open(&name)?;
+        let order = TreeOrder::Any { scratch: self.cx.scratch().to_owned() };
+        let sink = self.snapshot.tree(self.cx.source(), &name, order).await?;
+        Ok(TreeWriter::new(self.clone(), name, sink, Sequence::Free))
+    }
+
+    /// What this machine's latest snapshot of this plan holds of this source, when the source was complete there. Within
+    /// one run it is always the same snapshot: the one that trees are compared with and that [`FileWriter::keep`] takes from.
+    ///
+    /// `None` when there is none, when it cannot be read, and where the sink can keep nothing.
+    ///
+    /// # Errors
+    /// When the run was cancelled, or the sink fails.
+    pub async fn earlier(&self) -> Result<Option<EarlierSource>> {
+        self.cx.check_cancelled()?;
+        let source = self.cx.source();
+        let reader = self.snapshot.earlier(source).await?;
+        reader.map(|reader| EarlierSource::new(reader, source.clone())).transpose()
     }
 
     /// For the runner and for conformance suites: the sealed artifacts.
@@ -126,6 +173,10 @@ pub struct ArtifactWriter {
 }
 
 impl ArtifactWriter {
+    fn new(scope: BackupWriter, name: ArtifactName, sink: Box<dyn StreamSink>) -> Self {
+        Self { scope, name, sink, digest: Sha256::new(), bytes: 0 }
+    }
+
     /// Appends.
     ///
     /// # Errors
@@ -224,193 +275,6 @@ fn record(name: ArtifactName, kind: ArtifactKind, stored: Stored, evidence: &Evi
         sha256: None,
         evidence: EvidenceRecord::from(evidence),
         content: stored.content,
-    }
-}
-
-/// Writes one tree artifact. Entries come in the order of their [`TreePath`]s. Dropped unsealed, it fails its source.
-pub struct TreeWriter {
-    scope: BackupWriter,
-    name: ArtifactName,
-    sink: Box<dyn TreeSink>,
-    entries: Arc<std::sync::atomic::AtomicU64>,
-    last: Option<TreePath>,
-}
-
-impl TreeWriter {
-    /// Adds an entry without content: anything but a regular file.
-    ///
-    /// # Errors
-    /// When entries are out of order, or the sink fails.
-    pub async fn entry(&mut self, entry: TreeEntry) -> Result<()> {
-        if matches!(entry.kind, EntryKind::File { .. }) {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!("the file `{}` was added without content", entry.path),
-            ));
-        }
-        self.advance(&entry.path)?;
-        self.sink.entry(entry).await?;
-        self.count();
-        Ok(())
-    }
-
-    /// Adds a file without reading it when the sink holds its content already; `false` when it must be read.
-    ///
-    /// # Errors
-    /// When entries are out of order, or the sink fails.
-    pub async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool> {
-        let reused = self.sink.reuse(entry).await?;
-        if reused {
-            self.advance(&entry.path)?;
-            self.count();
-            self.scope.cx.progress(entry.size(), 1);
-        }
-        Ok(reused)
-    }
-
-    /// Reserves the place of a file; its content may be written from another task while further entries are added.
-    ///
-    /// # Errors
-    /// When entries are out of order, or the sink fails.
-    pub async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<FileWriter> {
-        self.advance(&path)?;
-        let sink = self.sink.file(path.clone(), hint).await?;
-        Ok(FileWriter {
-            cx: self.scope.cx.clone(),
-            path,
-            sink,
-            bytes: 0,
-            unreported: 0,
-            entries: Arc::clone(&self.entries),
-        })
-    }
-
-    /// Accepts the tree as complete. Every [`FileWriter`] must be finished or abandoned.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Incomplete`] when a file was left unfinished, or the evidence contradicts what was added.
-    pub async fn seal(self, evidence: Evidence) -> Result<ArtifactRecord> {
-        let stored = self.sink.finish().await?;
-        let entries = self.entries.load(std::sync::atomic::Ordering::Acquire);
-        if let Evidence::Listing { entries: expected } = evidence
-            && expected != entries
-        {
-            return Err(Error::new(
-                ErrorKind::Incomplete,
-                format!("the tree `{}` has {entries} entries where {expected} were listed", self.name),
-            ));
-        }
-        let record = record(self.name, ArtifactKind::Tree, stored, &evidence);
-        let record = ArtifactRecord { entries: Some(entries), ..record };
-        self.scope.seal(&record)?;
-        Ok(record)
-    }
-
-    fn advance(&mut self, path: &TreePath) -> Result<()> {
-        if self.last.as_ref().is_some_and(|last| last >= path) {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!("the entry `{path}` is out of order in `{}`", self.name),
-            ));
-        }
-        self.last = Some(path.clone());
-        self.scope.cx.check_cancelled()
-    }
-
-    fn count(&self) {
-        self.entries.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-    }
-}
-
-impl fmt::Debug for TreeWriter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TreeWriter").field("name", &self.name).field("entries", &self.entries).finish_non_exhaustive()
-    }
-}
-
-/// Writes the content of one file of a tree. Dropped unfinished, it fails its tree.
-pub struct FileWriter {
-    cx: RunContext,
-    path: TreePath,
-    sink: Box<dyn FileSink>,
-    bytes: u64,
-    unreported: u64,
-    entries: Arc<std::sync::atomic::AtomicU64>,
-}
-
-/// Progress of a file is reported in steps of this many bytes.
-const REPORT_BYTES: u64 = 4 * 1024 * 1024;
-
-impl FileWriter {
-    /// Appends bytes.
-    ///
-    /// # Errors
-    /// When the sink fails or the run was cancelled.
-    pub async fn write(&mut self, data: Bytes) -> Result<()> {
-        self.cx.check_cancelled()?;
-        self.advance(data.len() as u64);
-        self.sink.write(data).await
-    }
-
-    /// Appends zero bytes that need not be stored.
-    ///
-    /// # Errors
-    /// When the sink fails.
-    pub async fn hole(&mut self, length: u64) -> Result<()> {
-        self.advance(length);
-        self.sink.hole(length).await
-    }
-
-    /// Forgets what was written, because the file changed while it was read.
-    ///
-    /// # Errors
-    /// When the sink fails.
-    pub async fn restart(&mut self) -> Result<()> {
-        self.bytes = 0;
-        self.sink.restart().await
-    }
-
-    /// Ends the file with its final attributes.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Incomplete`] when the entry's length is not what was written.
-    pub async fn finish(self, entry: TreeEntry) -> Result<()> {
-        if entry.path != self.path || !matches!(entry.kind, EntryKind::File { .. }) {
-            return Err(Error::new(ErrorKind::Internal, format!("`{}` was finished as something else", self.path)));
-        }
-        if entry.size() != self.bytes {
-            let (size, bytes) = (entry.size(), self.bytes);
-            return Err(Error::new(
-                ErrorKind::Incomplete,
-                format!("`{}` has {size} bytes, {bytes} were read", self.path),
-            ));
-        }
-        self.sink.finish(entry).await?;
-        self.entries.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        self.cx.progress(self.unreported, 1);
-        Ok(())
-    }
-
-    /// Leaves the file out, because it vanished.
-    ///
-    /// # Errors
-    /// When the sink fails.
-    pub async fn abandon(self) -> Result<()> {
-        self.sink.abandon().await
-    }
-
-    fn advance(&mut self, count: u64) {
-        self.bytes += count;
-        self.unreported += count;
-        if self.unreported >= REPORT_BYTES {
-            self.cx.progress(self.unreported, 0);
-            self.unreported = 0;
-        }
-    }
-}
-
-impl fmt::Debug for FileWriter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileWriter").field("path", &self.path).field("bytes", &self.bytes).finish_non_exhaustive()
+        page_map: stored.page_map,
     }
 }

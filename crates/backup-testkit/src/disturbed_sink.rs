@@ -12,8 +12,8 @@ use backup_core::log::LogStore;
 use backup_core::manifest::{ArtifactRecord, Manifest};
 use backup_core::sink::{
     CheckDepth, CheckReport, ChunkHint, EntryReader, FileContent, FileSink, Piece, PieceReader, Sink, SnapshotFilter,
-    SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter, Stored, StoredEntry, StreamSink, TreeSink,
-    UnreadableSnapshot,
+    SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter, Stored, StoredEntry, StreamSink, TreeOrder,
+    TreeSink, UnreadableSnapshot,
 };
 use backup_core::tree::{TreeEntry, TreePath};
 use backup_core::{ArtifactName, RunContext, SnapshotId, SourceName};
@@ -152,9 +152,19 @@ impl SnapshotWriter for Writer {
         Ok(Box::new(Disturbed { inner, plan: Arc::clone(&self.plan) }))
     }
 
-    async fn tree(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn TreeSink>> {
-        let inner = self.inner.tree(source, name).await?;
+    async fn memo(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn StreamSink>> {
+        let inner = self.inner.memo(source, name).await?;
         Ok(Box::new(Disturbed { inner, plan: Arc::clone(&self.plan) }))
+    }
+
+    async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>> {
+        let inner = self.inner.tree(source, name, order).await?;
+        Ok(Box::new(Disturbed { inner, plan: Arc::clone(&self.plan) }))
+    }
+
+    async fn earlier(&self, source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {
+        let inner = self.inner.earlier(source).await?;
+        Ok(inner.map(|inner| Arc::new(Reader { inner, plan: Arc::clone(&self.plan) }) as Arc<dyn SnapshotReader>))
     }
 
     async fn commit(&self, manifest: Manifest) -> Result<Manifest> {
@@ -191,6 +201,10 @@ impl TreeSink for Disturbed<dyn TreeSink> {
         self.inner.reuse(entry).await
     }
 
+    async fn earlier_length(&mut self, path: &TreePath) -> Result<Option<u64>> {
+        self.inner.earlier_length(path).await
+    }
+
     async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<Box<dyn FileSink>> {
         self.plan.step()?;
         let inner = self.inner.file(path, hint).await?;
@@ -213,6 +227,11 @@ impl FileSink for Disturbed<dyn FileSink> {
     async fn hole(&mut self, length: u64) -> Result<()> {
         self.plan.step()?;
         self.inner.hole(length).await
+    }
+
+    async fn keep(&mut self, length: u64) -> Result<()> {
+        self.plan.step()?;
+        self.inner.keep(length).await
     }
 
     async fn restart(&mut self) -> Result<()> {

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::log::LogStore;
-use backup_core::manifest::{ArtifactRecord, Content, Manifest};
+use backup_core::manifest::{ArtifactRecord, Content, EntryOrder, Manifest, SourceRecord};
 use backup_core::sink::{
     CheckDepth, CheckReport, ChunkHint, EntryReader, FileContent, FileSink, Piece, PieceReader, Sink, SnapshotFilter,
-    SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter, Stored, StoredEntry, StreamSink, TreeSink,
-    UnreadableSnapshot,
+    SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter, Stored, StoredEntry, StreamSink, TreeOrder,
+    TreeSink, UnreadableSnapshot, nothing_to_keep,
 };
-use backup_core::tree::{TreeEntry, TreePath};
-use backup_core::{ArtifactName, RunContext, SnapshotId, SourceName};
+use backup_core::tree::{EntryKind, TreeEntry, TreePath};
+use backup_core::{ArtifactName, PlanName, RunContext, SnapshotId, SourceName};
 use bytes::Bytes;
 
 use crate::MemoryLog;
@@ -55,8 +55,9 @@ impl Sink for MemorySink {
         "memory".to_owned()
     }
 
-    async fn begin(&self, _: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>> {
-        Ok(Arc::new(MemoryWriter { sink: self.clone(), artifacts: Arc::default() }))
+    async fn begin(&self, header: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>> {
+        let before = Arc::new(lock(&self.committed).clone());
+        Ok(Arc::new(MemoryWriter { sink: self.clone(), plan: header.plan, before, artifacts: Arc::default() }))
     }
 
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {
@@ -96,7 +97,19 @@ impl Sink for MemorySink {
 #[derive(Debug)]
 struct MemoryWriter {
     sink: MemorySink,
+    plan: PlanName,
+    /// What was committed when the run began.
+    before: Arc<Committed>,
     artifacts: Arc<Mutex<Artifacts>>,
+}
+
+impl MemoryWriter {
+    /// The latest snapshot of the plan in which the source is complete.
+    fn base(&self, source: &SourceName) -> Option<&(Manifest, Arc<Artifacts>)> {
+        let complete = |manifest: &Manifest| manifest.source(source).is_some_and(SourceRecord::is_complete);
+        let same = self.before.values().filter(|(manifest, _)| manifest.plan == self.plan && complete(manifest));
+        same.max_by_key(|(manifest, _)| manifest.started)
+    }
 }
 
 #[async_trait]
@@ -106,14 +119,18 @@ impl SnapshotWriter for MemoryWriter {
         Ok(Box::new(MemoryStream { artifacts: Arc::clone(&self.artifacts), address, data: Vec::new() }))
     }
 
-    async fn tree(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn TreeSink>> {
+    /// Sorts trees that come in any order, as repositories do.
+    async fn tree(&self, source: &SourceName, name: &ArtifactName, _: TreeOrder) -> Result<Box<dyn TreeSink>> {
         let address = (source.clone(), name.clone());
-        let earlier = lock(&self.sink.committed)
-            .values()
-            .rev()
-            .find_map(|(_, artifacts)| artifacts.trees.get(&address).cloned())
-            .unwrap_or_default();
+        let earlier = self.base(source).and_then(|(_, artifacts)| artifacts.trees.get(&address).cloned());
+        let earlier = Arc::new(earlier.unwrap_or_default());
         Ok(Box::new(MemoryTree { artifacts: Arc::clone(&self.artifacts), address, earlier, slots: Vec::new() }))
+    }
+
+    async fn earlier(&self, source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {
+        Ok(self.base(source).map(|(manifest, artifacts)| {
+            Arc::new(MemoryReader { manifest: manifest.clone(), artifacts: Arc::clone(artifacts) }) as _
+        }))
     }
 
     async fn commit(&self, manifest: Manifest) -> Result<Manifest> {
@@ -129,7 +146,8 @@ impl SnapshotWriter for MemoryWriter {
 
 fn stored(address: &Address, bytes: u64) -> Result<Stored> {
     let path = ArtifactName::new(format!("{}/{}", address.0, address.1))?;
-    Ok(Stored { bytes, stored_bytes: bytes, content: Content::File { path, compression: "none".to_owned() } })
+    let content = Content::File { path, compression: "none".to_owned(), order: EntryOrder::ByPath };
+    Ok(Stored { bytes, stored_bytes: bytes, content, page_map: None })
 }
 
 struct MemoryStream {
@@ -165,7 +183,7 @@ enum Slot {
 struct MemoryTree {
     artifacts: Arc<Mutex<Artifacts>>,
     address: Address,
-    earlier: Tree,
+    earlier: Arc<Tree>,
     slots: Vec<(TreePath, Arc<Mutex<Slot>>)>,
 }
 
@@ -183,10 +201,14 @@ impl TreeSink for MemoryTree {
         Ok(true)
     }
 
+    async fn earlier_length(&mut self, path: &TreePath) -> Result<Option<u64>> {
+        Ok(earlier_file(&self.earlier, path).map(|(entry, _)| entry.size()))
+    }
+
     async fn file(&mut self, path: TreePath, _: ChunkHint) -> Result<Box<dyn FileSink>> {
         let slot = Arc::new(Mutex::new(Slot::Pending));
-        self.slots.push((path, Arc::clone(&slot)));
-        Ok(Box::new(MemoryFile { slot, pieces: Vec::new() }))
+        self.slots.push((path.clone(), Arc::clone(&slot)));
+        Ok(Box::new(MemoryFile { slot, path, earlier: Arc::clone(&self.earlier), pieces: Vec::new() }))
     }
 
     async fn finish(self: Box<Self>) -> Result<Stored> {
@@ -200,6 +222,10 @@ impl TreeSink for MemoryTree {
                 }
             }
         }
+        tree.sort_by(|(a, _), (b, _)| a.path.cmp(&b.path));
+        if let Some(twice) = tree.windows(2).find(|pair| pair[0].0.path == pair[1].0.path) {
+            return Err(Error::new(ErrorKind::Internal, format!("the entry `{}` came twice", twice[0].0.path)));
+        }
         let bytes = tree.iter().map(|(entry, _)| entry.size()).sum();
         let stored = stored(&self.address, bytes)?;
         lock(&self.artifacts).trees.insert(self.address, tree);
@@ -207,8 +233,38 @@ impl TreeSink for MemoryTree {
     }
 }
 
+fn earlier_file<'a>(tree: &'a Tree, path: &TreePath) -> Option<&'a (TreeEntry, Vec<Piece>)> {
+    tree.iter().find(|(entry, _)| entry.path == *path && matches!(entry.kind, EntryKind::File { .. }))
+}
+
+fn length(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Data(data) => data.len() as u64,
+        Piece::Hole(length) => *length,
+    }
+}
+
+/// What lies in `pieces` from `start` to `end`; `None` when they are shorter.
+fn cut(pieces: &[Piece], start: u64, end: u64) -> Option<Vec<Piece>> {
+    let mut at = 0;
+    let mut found = Vec::new();
+    for piece in pieces {
+        let (from, to) = (start.clamp(at, at + length(piece)), end.clamp(at, at + length(piece)));
+        if from < to {
+            found.push(match piece {
+                Piece::Data(data) => Piece::Data(data.slice((from - at) as usize..(to - at) as usize)),
+                Piece::Hole(_) => Piece::Hole(to - from),
+            });
+        }
+        at += length(piece);
+    }
+    (end <= at).then_some(found)
+}
+
 struct MemoryFile {
     slot: Arc<Mutex<Slot>>,
+    path: TreePath,
+    earlier: Arc<Tree>,
     pieces: Vec<Piece>,
 }
 
@@ -221,6 +277,13 @@ impl FileSink for MemoryFile {
 
     async fn hole(&mut self, length: u64) -> Result<()> {
         self.pieces.push(Piece::Hole(length));
+        Ok(())
+    }
+
+    async fn keep(&mut self, count: u64) -> Result<()> {
+        let start = self.pieces.iter().map(length).sum::<u64>();
+        let (_, earlier) = earlier_file(&self.earlier, &self.path).ok_or_else(nothing_to_keep)?;
+        self.pieces.extend(cut(earlier, start, start + count).ok_or_else(nothing_to_keep)?);
         Ok(())
     }
 
@@ -284,7 +347,7 @@ struct Entries(std::vec::IntoIter<(TreeEntry, Vec<Piece>)>);
 impl EntryReader for Entries {
     async fn next(&mut self) -> Result<Option<StoredEntry>> {
         Ok(self.0.next().map(|(entry, pieces)| {
-            let file = matches!(entry.kind, backup_core::tree::EntryKind::File { .. });
+            let file = matches!(entry.kind, EntryKind::File { .. });
             let content = file.then(|| Box::new(MemoryContent(pieces)) as Box<dyn FileContent>);
             StoredEntry { entry, content }
         }))

@@ -1,13 +1,17 @@
-//! Private Redis (or Valkey) servers for tests: real, in a temporary folder, on a unix socket only, gone when dropped.
+//! Private Redis (or Valkey) servers for tests: real, in a temporary folder, on a unix socket, gone when dropped.
 //!
-//! Invariant: a server listens on no network, shares nothing with other servers, and does not outlive its value.
+//! Invariant: a server listens on no network (the loopback interface when it was asked to), shares nothing with other
+//! servers, and does not outlive its value.
 
 use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::certificates::{Certificates, Identity};
 
 /// Selects another server program than `redis-server` in `PATH`: another version, or Valkey.
 pub const SERVER_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
@@ -15,6 +19,8 @@ const DEFAULT_SERVER: &str = "redis-server";
 const CLIENT: &str = "redis-cli";
 /// A server that needs longer than this to start will not start.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// Where ports are taken from.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
 /// How often a condition is looked at again while waiting for the server.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -23,6 +29,25 @@ pub struct PrivateRedis {
     folder: tempfile::TempDir,
     child: Mutex<Option<Child>>,
     password: Option<String>,
+    port: Option<u16>,
+}
+
+/// What a server speaks on its port of the loopback interface.
+#[derive(Debug, Clone, Copy)]
+pub enum Listen<'a> {
+    /// Plain TCP.
+    Plain,
+    /// TLS, with this identity, trusting the authority for clients; and whether those must show a certificate.
+    Tls(&'a Certificates, &'a Identity, ClientCertificate),
+}
+
+/// Whether clients must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// They must.
+    Required,
+    /// They need not.
+    NotAsked,
 }
 
 impl PrivateRedis {
@@ -41,14 +66,48 @@ impl PrivateRedis {
     /// As [`PrivateRedis::start`].
     #[must_use]
     pub fn with_options(options: &[(&str, &str)]) -> Self {
+        let server = Self::prepare(options, None);
+        server.launch();
+        server
+    }
+
+    /// Starts an empty server that also listens on a port of 127.0.0.1.
+    ///
+    /// # Panics
+    /// As [`PrivateRedis::start`].
+    #[must_use]
+    pub fn listening(listen: Listen<'_>, options: &[(&str, &str)]) -> Self {
+        for port in ports() {
+            let directives = listen.directives(port);
+            let mut all: Vec<(&str, &str)> = directives.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            all.extend(options);
+            let server = Self::prepare(&all, Some(port));
+            server.spawn();
+            if server.answers(|error| error.contains("onnect") || error.contains("LOADING")) {
+                return server;
+            }
+            assert!(server.log().contains("in use"), "the server does not start:\n{}", server.log());
+        }
+        unreachable!("there is always another port")
+    }
+
+    fn prepare(options: &[(&str, &str)], port: Option<u16>) -> Self {
         // The path of a unix socket has at most 107 bytes: a short folder.
         let folder = tempfile::Builder::new().prefix("swrd-").tempdir_in("/tmp").expect("a temporary folder");
         let password = options.iter().find(|(name, _)| *name == "requirepass").map(|(_, value)| (*value).to_owned());
-        let server = Self { folder, child: Mutex::default(), password };
+        let server = Self { folder, child: Mutex::default(), password, port };
         server.write_configuration(options);
         std::fs::create_dir(server.data_folder()).expect("a data folder");
-        server.launch();
         server
+    }
+
+    /// The port that it listens on.
+    ///
+    /// # Panics
+    /// When it listens on none.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.expect("the server listens on a port")
     }
 
     /// Starts it again after [`kill`](Self::kill), on the files that it left, and waits until it has loaded them.
@@ -65,20 +124,32 @@ impl PrivateRedis {
     /// # Panics
     /// When it does not start.
     pub fn launch_loading(&self) {
-        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
-        let mut command = command(&program());
-        command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
-        *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
+        self.spawn();
         // An answer of any kind: a password may be asked for.
         self.wait_while(|error| error.contains("onnect"));
     }
 
+    fn spawn(&self) {
+        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
+        let mut command = command(&program());
+        command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
+    }
+
     fn wait_while(&self, condition: impl Fn(&str) -> bool) {
+        assert!(self.answers(condition), "the server does not start:\n{}", self.log());
+    }
+
+    /// Waits while its answer meets `condition`; `false` when it ended instead.
+    fn answers(&self, condition: impl Fn(&str) -> bool) -> bool {
         let started = Instant::now();
         while self.try_call(&["PING"]).is_err_and(|error| condition(&error)) {
-            assert!(self.runs() && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
+            if !self.runs() || started.elapsed() > START_LIMIT {
+                return false;
+            }
             std::thread::sleep(POLL);
         }
+        true
     }
 
     fn runs(&self) -> bool {
@@ -241,6 +312,36 @@ impl fmt::Debug for PrivateRedis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PrivateRedis").field("folder", &self.folder.path()).finish_non_exhaustive()
     }
+}
+
+impl Listen<'_> {
+    fn directives(self, port: u16) -> Vec<(&'static str, String)> {
+        let port = port.to_string();
+        let Self::Tls(authority, identity, clients) = self else {
+            return vec![("bind", "127.0.0.1".to_owned()), ("port", port)];
+        };
+        let asked = if clients == ClientCertificate::Required { "yes" } else { "no" };
+        let path = |path: &Path| path.display().to_string();
+        vec![
+            ("bind", "127.0.0.1".to_owned()),
+            ("tls-port", port),
+            ("tls-cert-file", path(&identity.certificate)),
+            ("tls-key-file", path(&identity.key)),
+            ("tls-ca-cert-file", path(&authority.ca())),
+            ("tls-auth-clients", asked.to_owned()),
+        ]
+    }
+}
+
+/// Ports that nobody listens on just now, below those that the system gives to outgoing connections.
+pub(crate) fn ports() -> impl Iterator<Item = u16> {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    // Each test is a process of its own: they begin at different places.
+    let next = || {
+        PORTS.start + ((std::process::id() * 37 + TAKEN.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32) as u16
+    };
+    std::iter::repeat_with(next).filter(free)
 }
 
 fn program() -> PathBuf {

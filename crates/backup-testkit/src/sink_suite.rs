@@ -13,6 +13,13 @@ use backup_core::{ArtifactName, BackupReader, BackupWriter, Evidence, PlanName, 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
+mod continued;
+
+pub use continued::{
+    a_memo_is_read_again_by_the_next_run, a_tree_in_any_order_round_trips, one_run_has_one_earlier_snapshot,
+    what_is_kept_is_exactly_what_was,
+};
+
 type Script = dyn Fn(BackupWriter) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
 /// A source that does what a test tells it to.
@@ -66,7 +73,9 @@ macro_rules! sink_conformance {
             streams_round_trip, trees_round_trip, unfinished_artifact_is_invisible, unfinished_file_fails_its_tree,
             a_restarted_file_has_its_last_content, an_abandoned_file_is_left_out, commit_has_one_winner,
             an_unchanged_file_is_not_read_again, two_runs_at_once_both_succeed, a_partial_snapshot_keeps_the_rest,
-            snapshots_are_listed_by_time_and_plan, a_missing_snapshot_is_not_found, check_finds_nothing_wrong
+            snapshots_are_listed_by_time_and_plan, a_missing_snapshot_is_not_found, check_finds_nothing_wrong,
+            a_tree_in_any_order_round_trips, a_memo_is_read_again_by_the_next_run, what_is_kept_is_exactly_what_was,
+            one_run_has_one_earlier_snapshot
         );
     };
     (@tests $make:path, $($name:ident),+) => {

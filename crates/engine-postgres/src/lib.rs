@@ -14,6 +14,7 @@ mod server;
 mod sql;
 mod tools;
 pub mod wal;
+mod wire;
 
 use std::sync::Arc;
 

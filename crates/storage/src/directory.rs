@@ -31,6 +31,7 @@ use backup_core::sink::{
 use backup_core::{RunContext, SnapshotId};
 use sha2::{Digest, Sha256};
 
+use crate::blocking;
 use crate::summaries::Summaries;
 
 use crate::repository::Created;
@@ -157,12 +158,6 @@ fn small_file(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::new(ErrorKind::Damaged, "the file is too long").with("path", path.display()));
     }
     Ok(bytes)
-}
-
-/// Runs blocking work away from the threads that serve everybody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|source| Error::new(ErrorKind::Internal, "blocking work did not end").caused_by(source))?
 }
 
 #[async_trait]

@@ -14,7 +14,7 @@ mod summaries;
 use std::path::Path;
 use std::sync::Arc;
 
-use backup_core::error::Result;
+use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::secret::SecretRef;
 use backup_core::sink::Sink;
@@ -72,4 +72,10 @@ fn options(config: &RepositoryConfig, folder: &Path) -> Result<RepositoryOptions
         level: i32::from(config.compression_level),
         state: config.state.as_ref().map(|state| folder.join(state)),
     })
+}
+
+/// Runs blocking work away from the threads that serve everybody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|source| Error::new(ErrorKind::Internal, "blocking work did not end").caused_by(source))?
 }

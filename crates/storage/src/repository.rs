@@ -10,6 +10,7 @@ mod config;
 mod content;
 mod create;
 mod crypto;
+mod earlier;
 mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -22,6 +23,7 @@ mod pipeline;
 mod read;
 mod recipients;
 mod snapshot;
+mod sorter;
 mod store;
 mod stream;
 mod tree;
@@ -125,18 +127,22 @@ impl Repository {
         let mut manifests = Vec::new();
         let mut ids = self.snapshot_ids().await.unwrap_or_default();
         ids.sort();
-        for id in ids.iter().rev().take(4 * most) {
-            let Ok(object) = self.snapshot_object(id).await else { continue };
-            let same = object.summary.plan == header.plan
-                && object.summary.writer == writer
-                && object.summary.host == header.host;
-            if !same {
-                continue;
+        ids.reverse();
+        ids.truncate(4 * most);
+        for second in ids.chunk_by(|a, b| a.second() == b.second()) {
+            let mut of_second = Vec::new();
+            for id in second {
+                let Ok(object) = self.snapshot_object(id).await else { continue };
+                let summary = &object.summary;
+                let same = summary.plan == header.plan && summary.writer == writer && summary.host == header.host;
+                if same && let Ok(manifest) = self.open_manifest(&object).await {
+                    of_second.push(manifest);
+                }
             }
-            if let Ok(manifest) = self.open_manifest(&object).await {
-                manifests.push(manifest);
-            }
-            if manifests.len() == most {
+            // Within a second, ids are in no order.
+            of_second.sort_by_key(|manifest| std::cmp::Reverse(manifest.started));
+            manifests.append(&mut of_second);
+            if manifests.len() >= most {
                 break;
             }
         }

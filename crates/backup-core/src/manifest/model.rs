@@ -186,6 +186,10 @@ pub struct ArtifactRecord {
     pub evidence: EvidenceRecord,
     /// Where the sink keeps it.
     pub content: Content,
+    /// Where a repository keeps the page map of its files: how the next run recognises unchanged pages. Only the machine
+    /// that wrote it reads it, and no restore needs it. See `docs/format.md`, "Page maps".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_map: Option<Content>,
 }
 
 /// Where a sink keeps an artifact.
@@ -206,7 +210,29 @@ pub enum Content {
         path: ArtifactName,
         /// How it is compressed: `none`, `gzip`, `zstd`.
         compression: String,
+        /// In which order a tree's entries lie in it.
+        #[serde(default, skip_serializing_if = "EntryOrder::is_by_path")]
+        order: EntryOrder,
     },
+}
+
+/// In which order the entries of a tree were stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryOrder {
+    /// In that of their paths.
+    #[default]
+    ByPath,
+    /// As they came.
+    Any,
+}
+
+impl EntryOrder {
+    /// Whether it is the usual order, which manifests do not mention.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+    fn is_by_path(&self) -> bool {
+        *self == Self::ByPath
+    }
 }
 
 /// A piece of a chunk: `chunk` in hexadecimal, then `offset` and `length` within its plain bytes.

@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use super::names::{MANIFEST, PARTIAL, SUMS, Sums};
 use super::read::{DirectoryReader, file_of, open_plain};
-use super::{Directory, blocking, load_sums, partial};
+use super::{Directory, load_sums, partial};
+use crate::blocking;
 
 /// Files are read in pieces of this size; between two of them the check can be cancelled.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -108,7 +109,7 @@ impl Checker<'_> {
         {
             let hurt = hurt(id, source, artifact);
             let path = match file_of(artifact) {
-                Ok((path, _)) => path.to_string(),
+                Ok((path, ..)) => path.to_string(),
                 Err(error) => {
                     self.damage(format!("{id}/{MANIFEST}"), error.chain(), hurt);
                     continue;

@@ -1,5 +1,6 @@
 //! The parser of a plain directory's archives, for the fuzz target: what it reads must survive being written again.
 
+use backup_core::manifest::EntryOrder;
 use backup_core::tree::TreeEntry;
 
 use super::spool::{Next, Spool, SpoolWriter, Spooled};
@@ -44,7 +45,7 @@ fn with_checksums(archive: &[u8]) -> Vec<u8> {
 
 fn read(archive: &[u8]) -> Option<Vec<(TreeEntry, Spooled)>> {
     let spool = Spool::new(&std::env::temp_dir());
-    let mut reader = TarReader::new(archive);
+    let mut reader = TarReader::new(archive, EntryOrder::ByPath);
     let mut entries = Vec::new();
     while let Some(entry) = reader.next().ok()? {
         let mut writer = SpoolWriter::new(&spool);

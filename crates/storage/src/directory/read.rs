@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::manifest::{ArtifactKind, ArtifactRecord, Content, Manifest};
+use backup_core::manifest::{ArtifactKind, ArtifactRecord, Content, EntryOrder, Manifest};
 use backup_core::sink::{EntryReader, FileContent, Piece, PieceReader, SnapshotReader, StoredEntry};
 use backup_core::tree::{EntryKind, TreeEntry};
 use backup_core::{ArtifactName, SourceName};
@@ -19,11 +19,11 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::blocking;
 use super::compression::{Compression, Decoder};
 use super::names::{SUMS, Sums};
 use super::spool::{Next, Spool, SpoolWriter, Spooled, SpooledPieces};
 use super::tar::TarReader;
+use crate::blocking;
 
 /// So many pieces, or entries, may be read ahead.
 const QUEUE: usize = 16;
@@ -60,17 +60,17 @@ fn not_plain(path: &Path) -> Error {
     Error::new(ErrorKind::Damaged, "a file of the snapshot is no ordinary file").with("path", path.display())
 }
 
-/// The file of an artifact, and how it is compressed.
-pub(super) fn file_of(artifact: &ArtifactRecord) -> Result<(&ArtifactName, Compression)> {
+/// The file of an artifact, how it is compressed, and in which order its entries lie.
+pub(super) fn file_of(artifact: &ArtifactRecord) -> Result<(&ArtifactName, Compression, EntryOrder)> {
     match &artifact.content {
-        Content::File { path, compression } => Ok((path, Compression::parse(compression)?)),
+        Content::File { path, compression, order } => Ok((path, Compression::parse(compression)?, *order)),
         _ => Err(Error::new(ErrorKind::Damaged, "the manifest names extents where a directory has files")),
     }
 }
 
 impl DirectoryReader {
     async fn open(&self, artifact: &ArtifactRecord) -> Result<Input> {
-        let (path, compression) = file_of(artifact)?;
+        let (path, compression, order) = file_of(artifact)?;
         let expected = self.sums.as_ref().and_then(|sums| sums.0.get(path.as_str()).cloned());
         // The manifest has the SHA-256 of a stream's plain bytes, and nothing of the kind for a tree.
         if expected.is_none() && artifact.kind == ArtifactKind::Tree {
@@ -84,7 +84,7 @@ impl DirectoryReader {
             let hashed = Hashed { file: open_plain(&place)?, digest: Sha256::new() };
             let opened = Decoder::new(hashed, compression);
             let decoder = opened.map_err(|source| Error::io("cannot read the file", &place, source))?;
-            Ok(Input { decoder, place, expected })
+            Ok(Input { decoder, place, order, expected })
         })
         .await
     }
@@ -111,6 +111,7 @@ impl SnapshotReader for DirectoryReader {
 struct Input {
     decoder: Decoder<Hashed>,
     place: PathBuf,
+    order: EntryOrder,
     expected: Option<String>,
 }
 
@@ -192,7 +193,7 @@ impl<T: Send + 'static> Ahead<T> {
 }
 
 fn read_stream(input: Input, to: &Handover<Bytes>) -> Result<()> {
-    let Input { mut decoder, place, expected } = input;
+    let Input { mut decoder, place, expected, .. } = input;
     let at = |error: Error| error.with("path", place.display());
     loop {
         let mut buffer = Vec::new();
@@ -208,7 +209,7 @@ fn read_stream(input: Input, to: &Handover<Bytes>) -> Result<()> {
 }
 
 fn read_tree(input: Input, to: &Handover<(TreeEntry, Option<Spooled>)>) -> Result<()> {
-    let Input { decoder, place, expected } = input;
+    let Input { decoder, place, order, expected } = input;
     let folder = temporary_folder();
     let at = |error: Error| match error.kind() {
         // Only the temporary file is written to.
@@ -216,7 +217,7 @@ fn read_tree(input: Input, to: &Handover<(TreeEntry, Option<Spooled>)>) -> Resul
         _ => error.with("path", place.display()),
     };
     let spool = Spool::new(&folder);
-    let mut reader = TarReader::new(decoder);
+    let mut reader = TarReader::new(decoder, order);
     while let Some(entry) = reader.next().map_err(at)? {
         let content = if matches!(entry.kind, EntryKind::File { .. }) {
             let mut writer = SpoolWriter::new(&spool);

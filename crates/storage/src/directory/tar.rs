@@ -39,6 +39,7 @@ mod tests {
     }
 
     use backup_core::ErrorKind;
+    use backup_core::manifest::EntryOrder;
     use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreeEntry, TreePath};
     use proptest::prelude::*;
 
@@ -78,7 +79,7 @@ mod tests {
     }
 
     fn read_back(archive: &[u8]) -> Vec<TreeEntry> {
-        let mut reader = TarReader::new(archive);
+        let mut reader = TarReader::new(archive, EntryOrder::ByPath);
         let mut entries = Vec::new();
         while let Some(entry) = reader.next().unwrap() {
             entries.push(entry);
@@ -104,14 +105,14 @@ mod tests {
 
         #[test]
         fn foreign_bytes_never_panic(mut archive in proptest::collection::vec(any::<u8>(), 0..3000), flip in any::<(u16, u8)>()) {
-            let mut reader = TarReader::new(&archive[..]);
+            let mut reader = TarReader::new(&archive[..], EntryOrder::ByPath);
             while let Ok(Some(_)) = reader.next() {}
             archive.clear();
             put_entry(&mut archive, &file("a", 0), None).unwrap();
             put_end(&mut archive).unwrap();
             let at = flip.0 as usize % archive.len();
             archive[at] ^= flip.1;
-            let mut reader = TarReader::new(&archive[..]);
+            let mut reader = TarReader::new(&archive[..], EntryOrder::ByPath);
             while let Ok(Some(_)) = reader.next() {}
         }
     }
@@ -166,7 +167,7 @@ mod tests {
         ];
         for shape in shapes {
             let (archive, plain) = archive(shape);
-            let mut reader = TarReader::new(&archive[..]);
+            let mut reader = TarReader::new(&archive[..], EntryOrder::ByPath);
             let entry = reader.next().unwrap().unwrap();
             assert_eq!(entry, file("a", plain.len() as u64), "{shape:?}");
             let mut writer = SpoolWriter::new(&Spool::new(&std::env::temp_dir()));
@@ -192,7 +193,7 @@ mod tests {
     }
 
     fn read_all(archive: &[u8]) -> backup_core::Result<usize> {
-        let mut reader = TarReader::new(archive);
+        let mut reader = TarReader::new(archive, EntryOrder::ByPath);
         let mut count = 0;
         while reader.next()?.is_some() {
             let mut writer = SpoolWriter::new(&Spool::new(&std::env::temp_dir()));

@@ -1,21 +1,22 @@
 //! Writes one tree as an archive: contents wait in a spool until it is their entry's turn.
 //!
-//! Invariant: the archive holds only files whose content is complete, in the order of their paths.
+//! Invariant: the archive holds only files whose content is complete, in the order in which their places were taken.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::error::{Error, Result};
+use backup_core::manifest::EntryOrder;
 use backup_core::sink::{ChunkHint, FileSink, Stored, TreeSink};
 use backup_core::tree::{TreeEntry, TreePath};
 use bytes::Bytes;
 
-use super::blocking;
 use super::compression::Compression;
 use super::output::{Job, Output};
 use super::spool::{Buffer, Spool, SpoolWriter, Spooled};
 use super::write::Ledger;
+use crate::blocking;
 use crate::ordered::{Ordered, Place};
 
 /// Contents go into the spool in pieces of at most this size.
@@ -29,6 +30,7 @@ type Member = (Box<TreeEntry>, Option<Spooled>);
 pub(super) struct DirectoryTree {
     output: Output,
     compression: Compression,
+    entry_order: EntryOrder,
     ledger: Ledger,
     spool: Arc<Spool>,
     order: Ordered<Member>,
@@ -36,8 +38,14 @@ pub(super) struct DirectoryTree {
 }
 
 impl DirectoryTree {
-    pub(super) fn new(output: Output, compression: Compression, ledger: Ledger, folder: &Path) -> Self {
-        Self { output, compression, ledger, spool: Spool::new(folder), order: Ordered::new(), bytes: 0 }
+    pub(super) fn new(
+        output: Output,
+        compression: Compression,
+        entry_order: EntryOrder,
+        ledger: Ledger,
+        folder: &Path,
+    ) -> Self {
+        Self { output, compression, entry_order, ledger, spool: Spool::new(folder), order: Ordered::new(), bytes: 0 }
     }
 
     /// Makes room for what waits, by handing on what is complete.
@@ -83,7 +91,7 @@ impl TreeSink for DirectoryTree {
         self.order.finish()?;
         self.output.send(Job::EndOfTree).await?;
         let written = self.output.finish().await?;
-        Ok(self.ledger.accept(written, self.bytes, self.compression))
+        Ok(self.ledger.accept(written, self.bytes, self.compression, self.entry_order))
     }
 }
 

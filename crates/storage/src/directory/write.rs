@@ -10,18 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::manifest::{self, ArtifactKind, Content, Manifest};
-use backup_core::sink::{ChunkHint, SnapshotHeader, SnapshotWriter, Stored, StreamSink, TreeSink};
+use backup_core::manifest::{self, ArtifactKind, Content, EntryOrder, Manifest};
+use backup_core::sink::{ChunkHint, SnapshotHeader, SnapshotWriter, Stored, StreamSink, TreeOrder, TreeSink};
 use backup_core::{ArtifactName, SourceName};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::Directory;
 use super::compression::Compression;
 use super::names::{MANIFEST, MAX_ATTEMPTS, SUMS, Sums, artifact_file};
 use super::output::{Job, Output, Written};
 use super::partial::{Partial, make_file, make_folders, remove_leftovers};
 use super::tree::DirectoryTree;
-use super::{Directory, blocking};
+use crate::blocking;
 
 /// See the module.
 pub(super) struct DirectoryWriter {
@@ -40,9 +41,9 @@ impl Ledger {
     }
 
     /// Accepts a file, and says what the manifest says of it.
-    pub(super) fn accept(&self, written: Written, bytes: u64, compression: Compression) -> Stored {
-        let content = Content::File { path: written.path.clone(), compression: compression.name().to_owned() };
-        let stored = Stored { bytes, stored_bytes: written.bytes, content };
+    pub(super) fn accept(&self, written: Written, bytes: u64, compression: Compression, order: EntryOrder) -> Stored {
+        let content = Content::File { path: written.path.clone(), compression: compression.name().to_owned(), order };
+        let stored = Stored { bytes, stored_bytes: written.bytes, content, page_map: None };
         self.lock().push(written);
         stored
     }
@@ -118,9 +119,13 @@ impl SnapshotWriter for DirectoryWriter {
         Ok(Box::new(DirectoryStream { output, compression: self.compression, ledger: self.ledger.clone(), bytes: 0 }))
     }
 
-    async fn tree(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn TreeSink>> {
+    async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>> {
         let output = self.output(source, name, ArtifactKind::Tree).await?;
-        Ok(Box::new(DirectoryTree::new(output, self.compression, self.ledger.clone(), self.partial.path())))
+        let order = match order {
+            TreeOrder::ByPath => EntryOrder::ByPath,
+            TreeOrder::Any { .. } => EntryOrder::Any,
+        };
+        Ok(Box::new(DirectoryTree::new(output, self.compression, order, self.ledger.clone(), self.partial.path())))
     }
 
     async fn commit(&self, manifest: Manifest) -> Result<Manifest> {
@@ -162,6 +167,6 @@ impl StreamSink for DirectoryStream {
 
     async fn finish(self: Box<Self>) -> Result<Stored> {
         let written = self.output.finish().await?;
-        Ok(self.ledger.accept(written, self.bytes, self.compression))
+        Ok(self.ledger.accept(written, self.bytes, self.compression, EntryOrder::ByPath))
     }
 }

@@ -4,7 +4,9 @@
 
 mod blocks;
 mod content;
+mod decoded;
 mod listing;
+mod records;
 mod sessions;
 
 use std::cell::RefCell;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 
+use super::chunker::MAX_CHUNK;
 use super::content::ChunkId;
 use super::crypto::Key;
 use super::index::{self, Location, PackHead, SharedIndex};
@@ -22,7 +25,9 @@ use super::pack::Class;
 use super::store::Store;
 use blocks::BlockCache;
 pub(super) use content::{ContentReader, ExtentWalker};
+use decoded::DecodedCache;
 pub(super) use listing::ListingReader;
+pub(super) use records::RecordIndex;
 pub(super) use sessions::{KeySource, Sessions, needs_identity, open_keys};
 
 /// Reads chunks of one repository.
@@ -30,6 +35,7 @@ pub(super) struct ChunkReader {
     index: SharedIndex,
     loader: Arc<IndexLoader>,
     blocks: BlockCache,
+    decoded: DecodedCache,
     sessions: Arc<Sessions>,
     id_key: Key,
 }
@@ -46,7 +52,7 @@ impl ChunkReader {
         sessions: Arc<Sessions>,
         id_key: Key,
     ) -> Self {
-        Self { index, loader, blocks: BlockCache::new(store), sessions, id_key }
+        Self { index, loader, blocks: BlockCache::new(store), decoded: DecodedCache::default(), sessions, id_key }
     }
 
     /// Where a chunk is, when the repository has it.
@@ -57,6 +63,13 @@ impl ChunkReader {
     fn locate_pack(&self, id: &ChunkId) -> Option<(Location, PackHead)> {
         let index = index::read(&self.index);
         index.get(id).map(|location| (location, index.pack(location.pack).clone()))
+    }
+
+    /// The plain bytes of a chunk of which parts are wanted again and again: it is decoded once, while it is in use.
+    pub(super) async fn shared(&self, id: ChunkId) -> Result<Bytes> {
+        let weight = self.locate(&id).map_or(MAX_CHUNK, |location| location.raw as usize);
+        let cell = self.decoded.cell(id, weight);
+        cell.get_or_try_init(|| self.chunk(id)).await.cloned()
     }
 
     /// The plain bytes of a chunk.

@@ -45,6 +45,16 @@ impl ChunkWriter {
         self.list.push(&self.pipeline, &self.tally, extent).await
     }
 
+    /// Appends bytes that are stored already.
+    pub(super) async fn splice(&mut self, extents: &[Extent]) -> Result<()> {
+        self.chunker.finish(&mut self.cut);
+        self.store_cut().await?;
+        for extent in extents {
+            self.list.push(&self.pipeline, &self.tally, *extent).await?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn finish(mut self) -> Result<ContentList> {
         self.chunker.finish(&mut self.cut);
         self.store_cut().await?;
@@ -106,9 +116,9 @@ pub(super) struct RepositoryStream {
 }
 
 impl RepositoryStream {
-    pub(super) fn new(pipeline: Arc<Pipeline>, cut: Cut) -> Self {
+    pub(super) fn new(pipeline: Arc<Pipeline>, class: Class, cut: Cut) -> Self {
         let tally = Arc::<Tally>::default();
-        Self { writer: ChunkWriter::new(pipeline, Arc::clone(&tally), Class::Content, cut), tally, bytes: 0 }
+        Self { writer: ChunkWriter::new(pipeline, Arc::clone(&tally), class, cut), tally, bytes: 0 }
     }
 }
 
@@ -122,6 +132,6 @@ impl StreamSink for RepositoryStream {
     async fn finish(self: Box<Self>) -> Result<Stored> {
         let content = self.writer.finish().await?;
         let stored_bytes = self.tally.settle().await;
-        Ok(Stored { bytes: self.bytes, stored_bytes, content: content.to_record() })
+        Ok(Stored { bytes: self.bytes, stored_bytes, content: content.to_record(), page_map: None })
     }
 }

@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::error::Result;
-use backup_core::sink::{ChunkHint, FileSink, Stored, TreeSink};
+use backup_core::sink::{ChunkHint, FileSink, Stored, TreeOrder, TreeSink, nothing_to_keep};
 use backup_core::tree::{TreeEntry, TreePath};
 use bytes::{Bytes, BytesMut};
 
 use super::chunker::Cut;
-use super::content::ContentList;
+use super::content::{ContentList, Extent};
+use super::earlier::{EarlierContent, EarlierTree, ExtentCursor};
 use super::entry::put_entry;
 use super::pack::Class;
 use super::pipeline::{Pipeline, Tally};
-use super::read::ListingReader;
+use super::sorter::{Sortable, Sorter};
 use super::stream::ChunkWriter;
+use crate::blocking;
 use crate::ordered::{Ordered, Place};
 
 /// Records are handed to the chunker in batches of about this size.
@@ -31,44 +33,22 @@ pub(super) struct RepositoryTree {
     tally: Arc<Tally>,
     listing: ChunkWriter,
     order: Ordered<Listed>,
+    /// For entries that come in any order; taken while it writes to its temporary file.
+    sorter: Option<Sorter>,
     batch: BytesMut,
     bytes: u64,
-    earlier: Option<Earlier>,
-}
-
-/// The tree of an earlier snapshot, read along in the same order.
-struct Earlier {
-    reader: ListingReader,
-    current: Option<(TreeEntry, ContentList)>,
+    earlier: Option<EarlierTree>,
 }
 
 impl RepositoryTree {
-    pub(super) fn new(pipeline: Arc<Pipeline>, earlier: Option<ListingReader>) -> Self {
+    pub(super) fn new(pipeline: Arc<Pipeline>, order: &TreeOrder, earlier: Option<EarlierTree>) -> Self {
         let tally = Arc::<Tally>::default();
         let listing = ChunkWriter::new(Arc::clone(&pipeline), Arc::clone(&tally), Class::Meta, Cut::Listing);
-        let earlier = earlier.map(|reader| Earlier { reader, current: None });
-        Self { pipeline, tally, listing, order: Ordered::new(), batch: BytesMut::new(), bytes: 0, earlier }
-    }
-
-    /// The content that an earlier snapshot has for this very file.
-    async fn find_earlier(&mut self, entry: &TreeEntry) -> Option<ContentList> {
-        let earlier = self.earlier.as_mut()?;
-        while earlier.current.as_ref().is_none_or(|(current, _)| current.path < entry.path) {
-            if let Ok(Some(next)) = earlier.reader.next().await {
-                earlier.current = Some(next);
-            } else {
-                // An earlier listing that cannot be read costs a full read of the files, nothing else.
-                self.earlier = None;
-                return None;
-            }
-        }
-        let (current, content) = earlier.current.as_ref()?;
-        if !entry.same_file(current) {
-            return None;
-        }
-        // Content whose chunks are gone must be read again: this is how damage heals.
-        let whole = earlier.reader.has_all(content).await.unwrap_or(false);
-        whole.then(|| content.clone())
+        let sorter = match order {
+            TreeOrder::ByPath => None,
+            TreeOrder::Any { scratch } => Some(Sorter::new(scratch)),
+        };
+        Self { pipeline, tally, listing, order: Ordered::new(), sorter, batch: BytesMut::new(), bytes: 0, earlier }
     }
 
     /// Makes room for what waits, by writing what is complete.
@@ -90,13 +70,37 @@ impl RepositoryTree {
     }
 
     async fn record(&mut self, entry: &TreeEntry, content: &ContentList) -> Result<()> {
-        self.bytes += entry.size();
-        let mut record = Vec::new();
-        put_entry(&mut record, entry, content);
-        self.batch.extend_from_slice(&record);
+        let mut listed = Vec::new();
+        put_entry(&mut listed, entry, content);
+        let Some(sorter) = &mut self.sorter else {
+            self.bytes += entry.size();
+            return self.list(&listed).await;
+        };
+        let record = Sortable { path: entry.path.clone(), size: entry.size(), listed, mapped: Vec::new() };
+        if sorter.push(record)
+            && let Some(full) = self.sorter.take()
+        {
+            self.sorter = Some(blocking(move || full.spill()).await?);
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, record: &[u8]) -> Result<()> {
+        self.batch.extend_from_slice(record);
         if self.batch.len() >= BATCH_BYTES {
             let batch = self.batch.split().freeze();
             self.listing.write(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the records that were sorted.
+    async fn list_sorted(&mut self) -> Result<()> {
+        let Some(sorter) = self.sorter.take() else { return Ok(()) };
+        let mut records = sorter.finish()?;
+        while let Some(record) = records.next()? {
+            self.bytes += record.size;
+            self.list(&record.listed).await?;
         }
         Ok(())
     }
@@ -110,28 +114,42 @@ impl TreeSink for RepositoryTree {
     }
 
     async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool> {
-        let Some(content) = self.find_earlier(entry).await else { return Ok(false) };
-        self.order.push((Box::new(entry.clone()), content));
+        let Some(earlier) = &mut self.earlier else { return Ok(false) };
+        let Some(file) = earlier.find(&entry.path).await else { return Ok(false) };
+        if !entry.same_file(&file.entry) || !earlier.has_all(&file.content).await {
+            return Ok(false);
+        }
+        self.order.push((Box::new(entry.clone()), file.content));
         self.settle().await?;
         Ok(true)
     }
 
+    async fn earlier_length(&mut self, path: &TreePath) -> Result<Option<u64>> {
+        let Some(earlier) = &mut self.earlier else { return Ok(None) };
+        Ok(earlier.find_whole(path).await.map(|file| file.entry.size()))
+    }
+
     async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<Box<dyn FileSink>> {
+        let earlier = match &mut self.earlier {
+            Some(earlier) => earlier.find(&path).await.map(|file| earlier.start(file)),
+            None => None,
+        };
         let place = self.order.reserve(path);
         self.settle().await?;
         let cut = Cut::of_file(hint);
         let (pipeline, tally) = (Arc::clone(&self.pipeline), Arc::clone(&self.tally));
-        Ok(Box::new(RepositoryFile { pipeline, tally, cut, writer: None, place }))
+        Ok(Box::new(RepositoryFile { pipeline, tally, cut, earlier, writer: None, cursor: None, position: 0, place }))
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Stored> {
         self.advance().await?;
         self.order.finish()?;
+        self.list_sorted().await?;
         let Self { mut listing, batch, tally, bytes, .. } = *self;
         listing.write(batch.freeze()).await?;
         let content = listing.finish().await?;
         let stored_bytes = tally.settle().await;
-        Ok(Stored { bytes, stored_bytes, content: content.to_record() })
+        Ok(Stored { bytes, stored_bytes, content: content.to_record(), page_map: None })
     }
 }
 
@@ -140,9 +158,15 @@ struct RepositoryFile {
     pipeline: Arc<Pipeline>,
     tally: Arc<Tally>,
     cut: Cut,
+    earlier: Option<EarlierContent>,
     writer: Option<ChunkWriter>,
+    cursor: Option<ExtentCursor>,
+    position: u64,
     place: Place<Listed>,
 }
+
+/// So much is kept at a time: the extents of more would take too much memory.
+const KEEP_BYTES: u64 = 4 * 1024 * 1024;
 
 impl RepositoryFile {
     fn writer(&mut self) -> &mut ChunkWriter {
@@ -150,20 +174,47 @@ impl RepositoryFile {
         self.writer
             .get_or_insert_with(|| ChunkWriter::new(Arc::clone(pipeline), Arc::clone(tally), Class::Content, cut))
     }
+
+    /// The extents that the earlier snapshot has of the next `length` bytes.
+    async fn kept(&mut self, length: u64) -> Result<Vec<Extent>> {
+        let earlier = self.earlier.as_ref().ok_or_else(nothing_to_keep)?;
+        let end =
+            self.position.checked_add(length).filter(|end| *end <= earlier.length()).ok_or_else(nothing_to_keep)?;
+        let cursor = self.cursor.get_or_insert_with(|| earlier.cursor());
+        let mut extents = Vec::new();
+        match cursor.take(self.position, end, &mut extents).await {
+            Ok(true) => Ok(extents),
+            Ok(false) => Err(nothing_to_keep()),
+            Err(error) => Err(nothing_to_keep().caused_by(error)),
+        }
+    }
 }
 
 #[async_trait]
 impl FileSink for RepositoryFile {
     async fn write(&mut self, data: Bytes) -> Result<()> {
+        self.position += data.len() as u64;
         self.writer().write(data).await
     }
 
     async fn hole(&mut self, length: u64) -> Result<()> {
+        self.position += length;
         self.writer().hole(length).await
     }
 
+    async fn keep(&mut self, mut length: u64) -> Result<()> {
+        while length > 0 {
+            let count = length.min(KEEP_BYTES);
+            let extents = self.kept(count).await?;
+            self.writer().splice(&extents).await?;
+            self.position += count;
+            length -= count;
+        }
+        Ok(())
+    }
+
     async fn restart(&mut self) -> Result<()> {
-        self.writer = None;
+        (self.writer, self.cursor, self.position) = (None, None, 0);
         Ok(())
     }
 

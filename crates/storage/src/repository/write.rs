@@ -8,20 +8,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::manifest::{ArtifactKind, Manifest};
-use backup_core::sink::{ChunkHint, SnapshotHeader, SnapshotWriter, StreamSink, TreeSink};
+use backup_core::manifest::{ArtifactKind, Manifest, SourceRecord};
+use backup_core::sink::{ChunkHint, SnapshotHeader, SnapshotReader, SnapshotWriter, StreamSink, TreeOrder, TreeSink};
 use backup_core::{ArtifactName, SourceName};
 
-use super::Repository;
 use super::chunker::Cut;
 use super::content::ContentList;
 use super::crypto::{SessionId, SessionKeys, random};
+use super::earlier::EarlierTree;
 use super::layout;
+use super::pack::Class;
 use super::pipeline::{Pipeline, PipelineSetup};
-use super::read::ListingReader;
 use super::snapshot::{self, SnapshotKeys};
 use super::stream::RepositoryStream;
 use super::tree::RepositoryTree;
+use super::{Repository, RepositoryReader};
 use crate::keys;
 
 /// See the module.
@@ -74,23 +75,45 @@ impl RepositoryWriter {
         })
     }
 
-    /// The listing of the latest earlier tree of this name.
-    fn earlier_listing(&self, source: &SourceName, name: &ArtifactName) -> Option<ListingReader> {
-        let record = self.earlier.iter().find_map(|manifest| manifest.source(source)?.artifact(name))?;
-        let content = ContentList::from_record(&record.content).ok()?;
-        (record.kind == ArtifactKind::Tree).then(|| ListingReader::new(&self.repository.chunks, content))
+    /// The snapshot that a source is compared with: see [`SnapshotWriter::earlier`].
+    fn base(&self, source: &SourceName) -> Option<&Manifest> {
+        let complete = |manifest: &&Manifest| manifest.source(source).is_some_and(SourceRecord::is_complete);
+        self.earlier.iter().find(complete)
+    }
+
+    /// The tree that it has under this name.
+    fn earlier_tree(&self, source: &SourceName, name: &ArtifactName, order: &TreeOrder) -> Option<EarlierTree> {
+        let record = self.base(source)?.source(source)?.artifact(name)?;
+        let listing = ContentList::from_record(&record.content).ok()?;
+        let chunks = &self.repository.chunks;
+        (record.kind == ArtifactKind::Tree).then(|| match order {
+            TreeOrder::ByPath => EarlierTree::along(chunks, listing),
+            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing),
+        })
     }
 }
 
 #[async_trait]
 impl SnapshotWriter for RepositoryWriter {
     async fn stream(&self, _: &SourceName, _: &ArtifactName, hint: ChunkHint) -> Result<Box<dyn StreamSink>> {
-        Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Cut::of_stream(hint))))
+        let pipeline = Arc::clone(&self.pipeline);
+        Ok(Box::new(RepositoryStream::new(pipeline, Class::Content, Cut::of_stream(hint))))
     }
 
-    async fn tree(&self, source: &SourceName, name: &ArtifactName) -> Result<Box<dyn TreeSink>> {
-        let earlier = self.earlier_listing(source, name);
-        Ok(Box::new(RepositoryTree::new(Arc::clone(&self.pipeline), earlier)))
+    async fn memo(&self, _: &SourceName, _: &ArtifactName) -> Result<Box<dyn StreamSink>> {
+        Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Meta, Cut::Stream)))
+    }
+
+    async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>> {
+        let earlier = self.earlier_tree(source, name, &order);
+        Ok(Box::new(RepositoryTree::new(Arc::clone(&self.pipeline), &order, earlier)))
+    }
+
+    async fn earlier(&self, source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {
+        let chunks = &self.repository.chunks;
+        Ok(self
+            .base(source)
+            .map(|manifest| Arc::new(RepositoryReader { manifest: manifest.clone(), chunks: Arc::clone(chunks) }) as _))
     }
 
     async fn commit(&self, manifest: Manifest) -> Result<Manifest> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup_core::plan::CompressionConfig;
-use backup_core::sink::{CheckDepth, ChunkHint, Piece, Sink, SnapshotFilter, SnapshotHeader};
+use backup_core::sink::{CheckDepth, ChunkHint, Piece, Sink, SnapshotFilter, SnapshotHeader, TreeOrder};
 use backup_core::tree::{EntryKind, TreePath};
 use backup_core::{Error, ErrorKind, PlanName, SnapshotId};
 use backup_testkit::{ScriptedSource, noise};
@@ -65,7 +65,7 @@ async fn a_run_that_is_given_up_leaves_nothing_and_a_failed_source_leaves_no_fil
     let writer = sink.begin(header()).await.unwrap();
     let mut stream = writer.stream(&source(), &artifact("a/b/c"), ChunkHint::Stream).await.unwrap();
     stream.write(noise(5_000_000, 1)).await.unwrap();
-    let mut tree = writer.tree(&source(), &artifact("tree")).await.unwrap();
+    let mut tree = writer.tree(&source(), &artifact("tree"), TreeOrder::ByPath).await.unwrap();
     let mut file = tree.file(TreePath::new("a").unwrap(), ChunkHint::Stream).await.unwrap();
     file.write(noise(5_000_000, 2)).await.unwrap();
     assert_eq!(partials(folder.path()).len(), 1);

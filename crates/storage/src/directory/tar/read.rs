@@ -5,6 +5,7 @@
 use std::io::{self, Read};
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::EntryOrder;
 use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreeEntry, TreePath};
 use tar::{EntryType, Header};
 
@@ -21,6 +22,7 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// Reads an archive from its plain bytes.
 pub(in crate::directory) struct TarReader<R> {
     input: R,
+    order: EntryOrder,
     last: Option<TreePath>,
     /// What is left to read of the current member.
     content: Content,
@@ -56,8 +58,9 @@ struct Extended {
 }
 
 impl<R: Read> TarReader<R> {
-    pub(in crate::directory) fn new(input: R) -> Self {
-        Self { input, last: None, content: Content::default() }
+    /// A reader of an archive whose entries lie in this order.
+    pub(in crate::directory) fn new(input: R, order: EntryOrder) -> Self {
+        Self { input, order, last: None, content: Content::default() }
     }
 
     /// What it reads from, once [`TarReader::next`] returned `None`.
@@ -84,10 +87,12 @@ impl<R: Read> TarReader<R> {
                 continue;
             }
             let entry = self.entry(&header, extended.unwrap_or_default())?;
-            if self.last.as_ref().is_some_and(|last| *last >= entry.path) {
-                return Err(damaged(format_args!("the entry `{}` is out of order", entry.path)));
+            if self.order == EntryOrder::ByPath {
+                if self.last.as_ref().is_some_and(|last| *last >= entry.path) {
+                    return Err(damaged(format_args!("the entry `{}` is out of order", entry.path)));
+                }
+                self.last = Some(entry.path.clone());
             }
-            self.last = Some(entry.path.clone());
             return Ok(Some(entry));
         }
     }

@@ -9,34 +9,31 @@ use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{EntryReader, FileContent, Piece, PieceReader, StoredEntry};
 use backup_core::tree::{EntryKind, TreeEntry, TreePath};
-use bytes::{Buf, BytesMut};
 
 use super::ChunkReader;
-use super::content::{ContentReader, ExtentWalker};
-use crate::repository::codec::Decoder;
-use crate::repository::content::{ChunkId, ContentList};
-use crate::repository::entry::{MAX_RECORD_BYTES, read_entry};
+use super::content::ContentReader;
+use super::records::RecordBuffer;
+use crate::repository::content::ContentList;
+use crate::repository::entry::read_entry;
 
 /// Reads a listing.
 pub(in crate::repository) struct ListingReader {
     chunks: Arc<ChunkReader>,
     listing: ContentReader,
-    buffer: BytesMut,
+    records: RecordBuffer,
     last: Option<TreePath>,
 }
 
 impl ListingReader {
     pub(in crate::repository) fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
         let listing = ContentReader::new(chunks, content);
-        Self { chunks: Arc::clone(chunks), listing, buffer: BytesMut::new(), last: None }
+        Self { chunks: Arc::clone(chunks), listing, records: RecordBuffer::default(), last: None }
     }
 
     /// The next entry and, for a regular file, its content.
     pub(in crate::repository) async fn next(&mut self) -> Result<Option<(TreeEntry, ContentList)>> {
         loop {
-            if let Some((head, length)) = self.record()? {
-                self.buffer.advance(head);
-                let body = self.buffer.split_to(length);
+            if let Some(body) = self.records.next()? {
                 let (entry, content) = read_entry(&body)?;
                 if self.last.as_ref().is_some_and(|last| *last >= entry.path) {
                     return Err(Error::new(
@@ -48,44 +45,12 @@ impl ListingReader {
                 return Ok(Some((entry, content)));
             }
             match self.listing.next().await? {
-                Some(Piece::Data(data)) => self.buffer.extend_from_slice(&data),
+                Some(Piece::Data(data)) => self.records.push(&data),
                 Some(Piece::Hole(_)) => return Err(Error::new(ErrorKind::Damaged, "a listing has a hole")),
-                None if self.buffer.is_empty() => return Ok(None),
+                None if self.records.is_empty() => return Ok(None),
                 None => return Err(Error::new(ErrorKind::Damaged, "a listing ends within an entry")),
             }
         }
-    }
-
-    /// The lengths of the next record's head and body, once all of it is in the buffer.
-    fn record(&self) -> Result<Option<(usize, usize)>> {
-        let mut decoder = Decoder::new(&self.buffer);
-        let Ok(length) = decoder.varint() else {
-            // Ten bytes hold any number: with as many at hand this one is malformed.
-            return if self.buffer.len() < 10 {
-                Ok(None)
-            } else {
-                Err(crate::repository::codec::malformed("a listing is not readable"))
-            };
-        };
-        if length > MAX_RECORD_BYTES {
-            return Err(crate::repository::codec::malformed("a listing has an impossible entry"));
-        }
-        let head = self.buffer.len() - decoder.remaining();
-        Ok((decoder.remaining() as u64 >= length).then_some((head, length as usize)))
-    }
-
-    /// Whether the repository has every chunk of `content`.
-    pub(in crate::repository) async fn has_all(&self, content: &ContentList) -> Result<bool> {
-        if content.depth > 0 && !content.extents.iter().all(|extent| self.chunks.locate(&extent.chunk).is_some()) {
-            return Ok(false);
-        }
-        let mut walker = ExtentWalker::new(&self.chunks, content.clone());
-        while let Some(extent) = walker.next().await? {
-            if extent.chunk != ChunkId::HOLE && self.chunks.locate(&extent.chunk).is_none() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }
 
