@@ -305,6 +305,11 @@ pub enum WalCommand {
         #[arg(long, value_name = "COUNT", default_value = "3")]
         prefetch: u8,
     },
+    /// Archive the log as the server writes it, through a replication slot, until interrupted
+    Receive {
+        /// The source [default: the only PostgreSQL server of the plan]
+        source: Option<SourceName>,
+    },
     /// Show what is archived, timeline by timeline, and what is missing
     Status {
         /// Only this source

@@ -41,6 +41,11 @@ pub(crate) struct PostgresConfig {
     exclude: Vec<String>,
     /// How to save: `logical` (`pg_dump`). By default `[logical]`.
     modes: Option<Vec<Mode>>,
+    /// How the write-ahead log is archived, so that every moment can be recovered: `stream` (`stackward wal receive`
+    /// follows a replication slot) or `push` (the server's `archive_command` calls `stackward wal push`). By default not at all.
+    wal: Option<WalMode>,
+    /// The replication slot that `wal: stream` uses, and makes when it is not there. By default `stackward_` and the source's name.
+    slot: Option<String>,
     /// The folder of the client programs (`pg_dump`, `pg_restore`, `psql`, …). By default those that match the server.
     bin: Option<PathBuf>,
     /// Whether the rows of every table are counted, so that a drill can compare them. By default `exact`.
@@ -65,6 +70,16 @@ enum Mode {
     Physical,
 }
 
+/// How the write-ahead log is archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WalMode {
+    /// By `stackward wal receive`, through a replication slot.
+    Stream,
+    /// By the server's `archive_command`, which calls `stackward wal push`.
+    Push,
+}
+
 /// Whether the rows of every table are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -87,6 +102,9 @@ pub(crate) struct Settings {
     pub(crate) exclude: Vec<String>,
     pub(crate) fingerprint: FingerprintMode,
     pub(crate) jobs: usize,
+    pub(crate) wal: Option<WalMode>,
+    /// The slot, when the plan names one.
+    pub(crate) slot: Option<String>,
 }
 
 /// Where the server listens, and as whom to connect.
@@ -153,6 +171,18 @@ impl Settings {
         if !(1..=MAX_JOBS).contains(&jobs) {
             return Err(node.error(format!("`jobs` must be 1 to {MAX_JOBS}")));
         }
+        if config.slot.is_some() && config.wal != Some(WalMode::Stream) {
+            return Err(node
+                .error("`slot` is for `wal: stream`")
+                .hint("write `wal: stream` as well, or leave `slot` out"));
+        }
+        if let Some(slot) = &config.slot
+            && crate::wire::slot_name(slot).is_err()
+        {
+            return Err(node
+                .error(format!("`{}` cannot be the name of a replication slot", slot.escape_debug()))
+                .hint("1 to 63 of a-z, 0-9 and `_`"));
+        }
         let endpoint = endpoint(&config).map_err(|error| match error.remedy() {
             Some(hint) => node.error(error.message()).hint(hint.to_owned()),
             None => node.error(error.message()),
@@ -166,6 +196,8 @@ impl Settings {
             exclude: config.exclude,
             fingerprint: config.fingerprint,
             jobs,
+            wal: config.wal,
+            slot: config.slot,
         })
     }
 }
@@ -284,6 +316,9 @@ mod tests {
             ("databases: []", "databases"),
             ("jobs: 0", "jobs"),
             ("sockets: /run", "sockets"),
+            ("wal: streams", "stream"),
+            ("{ wal: push, slot: a }", "wal: stream"),
+            ("{ wal: stream, slot: A-B }", "slot"),
         ];
         for (yaml, word) in cases {
             let error = parse(yaml).unwrap_err();
@@ -297,7 +332,7 @@ mod tests {
     fn the_schema_documents_every_field_and_offers_only_what_works() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 12);
+        assert_eq!(fields.len(), 14);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

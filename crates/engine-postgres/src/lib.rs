@@ -18,11 +18,19 @@ mod wire;
 
 use std::sync::Arc;
 
-use backup_core::engine::{Engine, EngineDescriptor, EngineSetup};
+use std::time::Duration;
+
+use backup_core::SourceName;
+use backup_core::engine::{Engine, EngineDescriptor, EngineSetup, Follower};
 use backup_core::error::Result;
 
-use config::{PostgresConfig, Settings};
+use config::{PostgresConfig, Settings, WalMode};
 use logical::Logical;
+use server::Server;
+use wal::receive::{ReceiveOptions, Receiver};
+
+/// Log that was received and does not fill a segment is archived after this: what can be lost with the server at most.
+const PIECE_AGE: Duration = Duration::from_secs(10);
 
 /// Registers this engine: sources under the key `postgres`.
 pub const POSTGRES: EngineDescriptor = EngineDescriptor {
@@ -35,12 +43,30 @@ pub const POSTGRES: EngineDescriptor = EngineDescriptor {
 
 fn build(setup: &EngineSetup<'_>) -> Result<Engine> {
     let settings = Settings::parse(setup.config, setup.folder)?;
+    let follower = follower(setup, &settings);
     let logical = Arc::new(Logical::new(settings, Arc::clone(&setup.host)));
     Ok(Engine {
         source: logical.clone(),
         restorer: logical.clone(),
         verifier: logical.clone(),
         driller: logical,
-        follower: None,
+        follower,
     })
+}
+
+/// What archives the log, when the plan wants it streamed.
+fn follower(setup: &EngineSetup<'_>, settings: &Settings) -> Option<Arc<dyn Follower>> {
+    if settings.wal != Some(WalMode::Stream) {
+        return None;
+    }
+    let slot = settings.slot.clone().unwrap_or_else(|| default_slot(setup.name));
+    let options = ReceiveOptions { slot, piece_age: PIECE_AGE };
+    Some(Arc::new(Receiver::new(Server::of(settings, Arc::clone(&setup.host)), options, None)))
+}
+
+/// The slot of a source: its name, as far as names of slots allow.
+fn default_slot(source: &SourceName) -> String {
+    let plain = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
+    let name: String = source.as_str().chars().map(plain).collect();
+    format!("stackward_{}", &name[..name.len().min(53)])
 }

@@ -2,8 +2,13 @@
 
 mod fetch;
 mod push;
+mod receive;
 mod status;
 
+use std::sync::Arc;
+
+use backup_core::log::LogStore;
+use backup_core::sink::Sink;
 use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
 
 use crate::args::WalCommand;
@@ -21,6 +26,7 @@ pub(crate) async fn run(session: &Session<'_>, command: &WalCommand) -> Result<E
         WalCommand::Fetch { name, path, source, prefetch } => {
             fetch::run(session, &fetch::Request { name, path, source: source.as_ref(), ahead: *prefetch }).await
         }
+        WalCommand::Receive { source } => receive::run(session, source.as_ref()).await,
         WalCommand::Status { source } => session.unless_interrupted(status::run(session, source.as_ref())).await,
         WalCommand::Push { .. } => Err(Error::new(ErrorKind::Internal, "this command needs no runtime")),
     }
@@ -56,9 +62,12 @@ fn servers(stack: &Stack) -> Vec<&Part> {
 /// The log of `source`.
 async fn log(session: &Session<'_>, stack: &Stack, source: &SourceName, access: Access) -> Result<SegmentLog> {
     let sink = stack.open(session, access).await?;
-    let logs = sink.logs().ok_or_else(|| {
+    Ok(SegmentLog::new(logs_of(sink.as_ref())?, source.clone()))
+}
+
+fn logs_of(sink: &dyn Sink) -> Result<Arc<dyn LogStore>> {
+    sink.logs().ok_or_else(|| {
         Error::new(ErrorKind::Unsupported, format!("{} keeps no logs", sink.describe()))
             .hint("continuous backup needs a repository: `repository:` instead of `directory:` in the plan")
-    })?;
-    Ok(SegmentLog::new(logs, source.clone()))
+    })
 }
