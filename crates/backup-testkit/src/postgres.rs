@@ -254,8 +254,13 @@ impl PrivatePostgres {
         append("postgresql.conf", settings);
         append("recovery.signal", "");
         server.launch();
-        while server.sql("postgres", "select pg_is_in_recovery()") != "f" {}
-        server
+        loop {
+            match server.try_sql("postgres", "select pg_is_in_recovery()") {
+                Ok(answer) if answer == "f" => return server,
+                Ok(_) => {}
+                Err(why) => panic!("it does not recover: {why}\n{}", server.log()),
+            }
+        }
     }
 
     /// Makes a standby a primary, on a new timeline, and waits until it is one.

@@ -210,6 +210,39 @@ impl Receiver {
         Self(command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap())
     }
 
+    /// Waits until `condition`, which only a receiver that runs can bring about.
+    fn wait(&mut self, server: &PrivatePostgres, condition: &str) {
+        while server.sql("postgres", &format!("select {condition}")) != "t" {
+            let ended = self.0.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", self.said());
+        }
+    }
+
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut said).unwrap();
+        said
+    }
+
+    /// Waits until it reads the slot.
+    fn reads(&mut self, server: &PrivatePostgres) {
+        self.wait(server, "exists (select from pg_replication_slots where slot_name = 'stackward_main_db' and active)");
+    }
+
+    /// Waits until what is in the log now is archived; returns where that ends.
+    fn has_archived(&mut self, server: &PrivatePostgres) -> String {
+        let lsn = server.sql("postgres", "select pg_current_wal_flush_lsn()");
+        let confirmed = "select restart_lsn from pg_replication_slots where slot_name = 'stackward_main_db'";
+        self.wait(server, &format!("({confirmed}) >= '{lsn}'"));
+        lsn
+    }
+
+    /// Waits until what is in the log now was sent, if not archived.
+    fn was_sent(&mut self, server: &PrivatePostgres) {
+        let lsn = server.sql("postgres", "select pg_current_wal_flush_lsn()");
+        self.wait(server, &format!("(select sent_lsn >= '{lsn}' from pg_stat_replication)"));
+    }
+
     /// As `kill -9` does.
     fn kill(mut self) {
         self.0.kill().unwrap();
@@ -220,8 +253,7 @@ impl Receiver {
     fn stop(mut self) -> (i32, String) {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let mut said = String::new();
-        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut said).unwrap();
+        let said = self.said();
         (self.0.wait().unwrap().code().unwrap(), said)
     }
 }
@@ -235,28 +267,22 @@ impl Drop for Receiver {
 
 /// A server whose log is streamed, and the archive that it is streamed to.
 fn streamed() -> (PrivatePostgres, Archive) {
+    streamed_keeping("0")
+}
+
+/// The same; the server keeps so much log besides what the slot needs.
+fn streamed_keeping(wal_keep_size: &str) -> (PrivatePostgres, Archive) {
     let server = PrivatePostgres::with_settings(&[
         ("wal_level", "replica"),
         ("max_wal_senders", "4"),
         ("max_replication_slots", "4"),
         ("wal_sender_timeout", "5s"),
+        ("wal_keep_size", wal_keep_size),
+        // Else rows are committed before their log is flushed, and flushed log is all that is ever sent.
+        ("synchronous_commit", "local"),
     ]);
     let archive = Archive::of(&format!("{{ socket: {}, wal: stream }}", server.socket_folder().display()));
     (server, archive)
-}
-
-/// Waits until the slot is confirmed up to where the log is now.
-fn await_confirmed(server: &PrivatePostgres) -> String {
-    let lsn = server.sql("postgres", "select pg_current_wal_flush_lsn()");
-    let confirmed =
-        format!("select restart_lsn >= '{lsn}' from pg_replication_slots where slot_name = 'stackward_main_db'");
-    while server.sql("postgres", &confirmed) != "t" {}
-    lsn
-}
-
-fn await_slot(server: &PrivatePostgres) {
-    let active = "select count(*) from pg_replication_slots where slot_name = 'stackward_main_db' and active";
-    while server.sql("postgres", active) != "1" {}
 }
 
 fn recover(archive: &Archive, base: &Path, more: &str) -> PrivatePostgres {
@@ -268,18 +294,23 @@ fn recover(archive: &Archive, base: &Path, more: &str) -> PrivatePostgres {
 #[test]
 fn a_receiver_archives_the_last_byte_and_another_server_recovers_it() {
     let (server, archive) = streamed();
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
     server.sql("postgres", "create table t (n int)");
     let base = archive.path("base");
     base_backup(&server, &base);
     server.sql("postgres", "insert into t select generate_series(1, 100000)");
     server.sql("postgres", "select pg_switch_wal()");
     server.sql("postgres", "insert into t values (-1)");
+    let lsn = server.sql("postgres", "select pg_current_wal_flush_lsn()");
+    // A target must be passed to be reached.
+    server.sql("postgres", "insert into t values (-2)");
+    receiver.was_sent(&server);
+    // What it has is archived before it stops, and confirmed.
     let (code, said) = receiver.stop();
     assert_eq!((code, said.as_str()), (0, ""));
-    let lsn = server.sql("postgres", "select pg_current_wal_flush_lsn()");
-    await_confirmed(&server);
+    let confirmed = "select restart_lsn from pg_replication_slots where slot_name = 'stackward_main_db'";
+    assert_eq!(server.sql("postgres", &format!("select ({confirmed}) >= '{lsn}'")), "t");
     server.stop_immediately();
     let target =
         format!("recovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\nrecovery_target_action = 'promote'");
@@ -292,11 +323,11 @@ fn a_receiver_archives_the_last_byte_and_another_server_recovers_it() {
 #[test]
 fn segments_are_byte_for_byte_what_the_server_wrote() {
     let (server, archive) = streamed();
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
     server.pgbench("postgres", &["-i", "-s", "3", "-q"]);
     let name = server.sql("postgres", "select pg_walfile_name(pg_switch_wal())");
-    await_confirmed(&server);
+    receiver.has_archived(&server);
     drop(receiver);
     run_tool(tool("chown").args(["-R", "postgres:postgres"]).arg(archive.machine.root()));
     let whole: Vec<String> =
@@ -311,18 +342,19 @@ fn segments_are_byte_for_byte_what_the_server_wrote() {
 
 #[test]
 fn a_receiver_follows_a_promotion() {
-    let (server, archive) = streamed();
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let (server, archive) = streamed_keeping("1GB");
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
+    // It keeps what the archive lacks when its turn comes.
+    let standby = server.standby();
     server.sql("postgres", "create table t (n int)");
     let base = archive.path("base");
     base_backup(&server, &base);
     server.sql("postgres", "insert into t select generate_series(1, 1000)");
-    await_confirmed(&server);
+    receiver.has_archived(&server);
     receiver.kill();
     // The server dies; what it wrote recovers elsewhere and becomes a primary on timeline 2, at the same place.
     server.sql("postgres", "insert into t values (7)");
-    let standby = server.standby();
     server.sql("postgres", "insert into t values (8)");
     while standby.sql("postgres", "select count(*) from t where n = 8") != "2" {}
     server.stop_immediately();
@@ -332,14 +364,15 @@ fn a_receiver_follows_a_promotion() {
     let moved =
         plan.replace(&server.socket_folder().display().to_string(), &standby.socket_folder().display().to_string());
     std::fs::write(archive.path("stackward.yaml"), moved).unwrap();
-    let receiver = Receiver::start(&archive);
-    await_slot(&standby);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&standby);
     standby.sql("postgres", "insert into t values (10)");
-    await_confirmed(&standby);
+    receiver.has_archived(&standby);
     drop(receiver);
     run_tool(tool("chown").args(["-R", "postgres:postgres"]).arg(archive.machine.root()));
     let recovered = recover(&archive, &base, "recovery_target_timeline = 'latest'");
-    assert_eq!(recovered.sql("postgres", "select count(*) from t"), "1004");
+    let listed = run_tool(tool("find").arg(archive.path("repository/logs")));
+    assert_eq!(recovered.sql("postgres", "select count(*) from t"), "1004", "{listed}\n{}", recovered.log());
     let status = archive.machine.json("wal status");
     let timelines = status["sources"][0]["timelines"].as_array().unwrap().len();
     assert_eq!(timelines, 2, "{status}");
@@ -348,11 +381,11 @@ fn a_receiver_follows_a_promotion() {
 #[test]
 fn a_slot_that_was_dropped_and_a_log_that_is_gone_are_told() {
     let (server, archive) = streamed();
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
     server.sql("postgres", "create table t (n int)");
     server.sql("postgres", "select pg_switch_wal()");
-    await_confirmed(&server);
+    receiver.has_archived(&server);
     receiver.kill();
     let inactive = "select count(*) from pg_replication_slots where active";
     while server.sql("postgres", inactive) != "0" {}
@@ -362,10 +395,10 @@ fn a_slot_that_was_dropped_and_a_log_that_is_gone_are_told() {
         server.sql("postgres", "select pg_switch_wal()");
         server.sql("postgres", "checkpoint");
     }
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
     server.sql("postgres", "select pg_switch_wal()");
-    await_confirmed(&server);
+    receiver.has_archived(&server);
     let (code, said) = receiver.stop();
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("was dropped on the server"), "{said}");
@@ -376,10 +409,10 @@ fn a_slot_that_was_dropped_and_a_log_that_is_gone_are_told() {
 #[test]
 fn a_receiver_refuses_the_log_of_another_server() {
     let (server, archive) = streamed();
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
     server.sql("postgres", "create table t (n int)");
-    await_confirmed(&server);
+    receiver.has_archived(&server);
     receiver.stop();
     let other = PrivatePostgres::start();
     let plan = std::fs::read_to_string(archive.path("stackward.yaml")).unwrap();
@@ -395,8 +428,8 @@ fn a_receiver_refuses_the_log_of_another_server() {
 #[test]
 fn a_receiver_that_is_killed_a_hundred_times_leaves_no_hole() {
     let (server, archive) = streamed();
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
     server.pgbench("postgres", &["-i", "-s", "1", "-q"]);
     let base = archive.path("base");
     base_backup(&server, &base);
@@ -404,7 +437,7 @@ fn a_receiver_that_is_killed_a_hundred_times_leaves_no_hole() {
     let load = server.pgbench_in_background("postgres", &["-c", "2", "-T", "600", "-n"]);
     let mut waited = 1u64;
     for round in 0..100u64 {
-        let receiver = Receiver::start(&archive);
+        let mut receiver = Receiver::start(&archive);
         // Between nothing and some hundred kilobytes of log later.
         waited = waited.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
         let until = server.sql("postgres", "select pg_current_wal_lsn()");
@@ -414,9 +447,11 @@ fn a_receiver_that_is_killed_a_hundred_times_leaves_no_hole() {
         receiver.kill();
     }
     drop(load);
-    let receiver = Receiver::start(&archive);
-    await_slot(&server);
-    let lsn = await_confirmed(&server);
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
+    let lsn = receiver.has_archived(&server);
+    server.sql("postgres", "create table passed ()");
+    receiver.was_sent(&server);
     receiver.stop();
     let sums = "select count(*), sum(delta), (select sum(abalance) from pgbench_accounts) from pgbench_history";
     let expected = server.sql("postgres", sums);

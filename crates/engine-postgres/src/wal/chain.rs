@@ -43,11 +43,11 @@ pub struct Span {
     pub timeline: u32,
     /// The name of its first segment.
     pub first: String,
-    /// The name of its last segment.
+    /// The name of its last segment, which may be there in pieces only.
     pub last: String,
     /// The position after the last byte that is archived, in pieces of the next segment, too.
     pub end: Lsn,
-    /// Segments.
+    /// Whole segments.
     pub count: u64,
     /// What they take in the archive, with the files beside them.
     pub stored_bytes: u64,
@@ -164,20 +164,24 @@ impl Chain {
     /// What is archived, timeline by timeline.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        let span = |(timeline, numbers): (&u32, &BTreeSet<u64>)| {
-            let (first, last) = (*numbers.first()?, *numbers.last()?);
-            let named = |number| WalSegment::numbered(*timeline, number, self.size);
-            Some(Span {
-                timeline: *timeline,
-                first: named(first).to_string(),
-                last: named(last).to_string(),
-                end: self.end(*timeline)?,
-                count: numbers.len() as u64,
-                stored_bytes: self.stored_bytes.get(timeline).copied().unwrap_or_default(),
-                holes: self.holes(*timeline, numbers),
-            })
-        };
-        self.segments.iter().filter_map(span).collect()
+        self.timelines().into_iter().filter_map(|timeline| self.span(timeline)).collect()
+    }
+
+    fn span(&self, timeline: u32) -> Option<Span> {
+        let whole = self.segments.get(&timeline);
+        // The last segment may be there in pieces only.
+        let tail = self.pieces.range((timeline, 0)..=(timeline, u64::MAX)).next_back().map(|((_, number), _)| *number);
+        let numbers: BTreeSet<u64> = whole.into_iter().flatten().copied().chain(tail).collect();
+        let named = |number: &u64| WalSegment::numbered(timeline, *number, self.size).to_string();
+        Some(Span {
+            timeline,
+            first: named(numbers.first()?),
+            last: named(numbers.last()?),
+            end: self.end(timeline)?,
+            count: whole.map_or(0, BTreeSet::len) as u64,
+            stored_bytes: self.stored_bytes.get(&timeline).copied().unwrap_or_default(),
+            holes: self.holes(timeline, &numbers),
+        })
     }
 
     fn holes(&self, timeline: u32, numbers: &BTreeSet<u64>) -> Vec<Hole> {

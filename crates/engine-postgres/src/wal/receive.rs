@@ -220,21 +220,24 @@ impl Session<'_> {
         loop {
             let from = begin.start(self.size);
             let slot = Some(self.receiver.options.slot.as_str());
-            let started = WalStream::start(connection, slot, from, begin.timeline).await;
-            let ended = match started {
-                Ok(Started::Streaming(stream)) => self.stream(stream, begin).await?,
+            let streamed = match WalStream::start(connection, slot, from, begin.timeline).await {
+                Ok(Started::Streaming(stream)) => self.stream(stream, begin).await,
                 Ok(Started::Ended(connection, Some(next))) => {
-                    Ended::Switched(connection, WalSegment::containing(next.timeline, next.start, self.size))
+                    let segment = WalSegment::containing(next.timeline, next.start, self.size);
+                    Ok(Ended::Switched(connection, segment))
                 }
-                Ok(Started::Ended(_, None)) => Ended::Closed,
+                Ok(Started::Ended(_, None)) => Ok(Ended::Closed),
+                Err(error) => Err(error),
+            };
+            let ended = match streamed {
+                // The server notices it when it comes to read the file, which may be after streaming began.
                 Err(error) if server_error(&error).is_some_and(|server| server.code == GONE) => {
-                    // The next session begins where the slot does.
                     let why = format!("the server has removed {begin} before it was archived");
                     self.receiver.tell_gap(self.cx, self.snapshots, &why).await?;
                     (connection, begin) = self.after_gap().await?;
                     continue;
                 }
-                Err(error) => return Err(error),
+                other => other?,
             };
             match ended {
                 Ended::Cancelled | Ended::Closed => return Ok(()),
