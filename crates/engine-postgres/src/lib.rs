@@ -1,13 +1,16 @@
 //! The PostgreSQL engine: drives the server's own tools, and believes them only with evidence.
 //!
-//! [`POSTGRES`] is all that a front end needs. Everything, the SQL included, goes through host processes (`psql`,
-//! `pg_dump`, …), so that peer authentication and containers work alike.
+//! [`POSTGRES`] is all that a front end needs. The logical mode goes through host processes (`psql`, `pg_dump`, …), so that
+//! peer authentication and containers work alike; the physical mode speaks the server's protocol itself (`wire`).
 
+mod cluster;
 mod config;
+mod config_files;
 mod discover;
 mod feed;
 mod handover;
 mod logical;
+mod physical;
 mod psql;
 mod scratch;
 mod server;
@@ -21,8 +24,8 @@ use std::sync::Arc;
 use backup_core::engine::{Engine, EngineDescriptor, EngineSetup};
 use backup_core::error::Result;
 
+use cluster::Cluster;
 use config::{PostgresConfig, Settings};
-use logical::Logical;
 
 /// Registers this engine: sources under the key `postgres`.
 pub const POSTGRES: EngineDescriptor = EngineDescriptor {
@@ -33,14 +36,17 @@ pub const POSTGRES: EngineDescriptor = EngineDescriptor {
     discover: discover::discover,
 };
 
+/// The SQL that makes a role for physical backups, which can do nothing else: statements, and what each is for.
+pub const BACKUP_ROLE: [(&str, &str); 3] = physical::ROLE;
+
 fn build(setup: &EngineSetup<'_>) -> Result<Engine> {
     let settings = Settings::parse(setup.config, setup.folder)?;
-    let logical = Arc::new(Logical::new(settings, Arc::clone(&setup.host)));
+    let cluster = Arc::new(Cluster::new(settings, &setup.host));
     Ok(Engine {
-        source: logical.clone(),
-        restorer: logical.clone(),
-        verifier: logical.clone(),
-        driller: logical,
+        source: cluster.clone(),
+        restorer: cluster.clone(),
+        verifier: cluster.clone(),
+        driller: cluster,
         follower: None,
     })
 }
