@@ -27,6 +27,7 @@ pub struct PrivatePostgres {
     bin: PathBuf,
     settings: Vec<(String, String)>,
     port: u16,
+    data: PathBuf,
 }
 
 /// The port, where it is only a part of the socket's name.
@@ -76,7 +77,8 @@ impl PrivatePostgres {
     fn make(options: &[&str], settings: &[(&str, &str)], port: u16) -> Self {
         let folder = private_folder();
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let server = Self { folder, bin: bin(), settings, port };
+        let data = folder.path().join("data");
+        let server = Self { folder, bin: bin(), settings, port, data };
         let mut initdb = server.as_server("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]);
         run(initdb.arg("--data-checksums").arg("-D").arg(server.data_folder()).args(options));
@@ -92,7 +94,9 @@ impl PrivatePostgres {
     #[must_use]
     pub fn standby(&self) -> Self {
         let (bin, settings, port) = (self.bin.clone(), self.settings.clone(), self.port);
-        let standby = Self { folder: private_folder(), bin, settings, port };
+        let folder = private_folder();
+        let data = folder.path().join("data");
+        let standby = Self { folder, bin, settings, port, data };
         let mut copy = self.client("pg_basebackup", "");
         run(copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]).arg(standby.data_folder()));
         standby.write_settings();
@@ -144,7 +148,32 @@ impl PrivatePostgres {
     /// The data directory.
     #[must_use]
     pub fn data_folder(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data.clone()
+    }
+
+    /// The major version of its programs.
+    ///
+    /// # Panics
+    /// When they do not tell.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        let output = run(command(&self.bin.join("postgres")).arg("--version"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty());
+        version.and_then(|version| version.parse().ok()).expect("a version")
+    }
+
+    /// Starts a server of the same version on a data directory that was restored, and waits until it is consistent.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn on_data(&self, data: &Path) -> Self {
+        let (bin, data) = (self.bin.clone(), data.to_owned());
+        let server = Self { folder: private_folder(), bin, settings: Vec::new(), port: PORT, data };
+        server.write_settings();
+        server.launch();
+        server
     }
 
     /// The folder of the server's programs.
@@ -242,7 +271,9 @@ impl PrivatePostgres {
     /// When it does not recover; the message has its log.
     #[must_use]
     pub fn recovered_from(base: &Path, settings: &str) -> Self {
-        let server = Self { folder: private_folder(), bin: bin(), settings: Vec::new(), port: PORT };
+        let folder = private_folder();
+        let data = folder.path().join("data");
+        let server = Self { folder, bin: bin(), settings: Vec::new(), port: PORT, data };
         run(command(Path::new("cp")).arg("-a").arg(base).arg(server.data_folder()));
         server.write_settings();
         let append = |name: &str, text: &str| {

@@ -39,13 +39,18 @@ pub(crate) struct PostgresConfig {
     /// Databases to leave out.
     #[serde(default)]
     exclude: Vec<String>,
-    /// How to save: `logical` (`pg_dump`). By default `[logical]`.
+    /// How to save: `physical` (a base backup of the whole cluster over the replication protocol), `logical` (`pg_dump`),
+    /// or both into one snapshot. By default `[logical]`.
     modes: Option<Vec<Mode>>,
     /// How the write-ahead log is archived, so that every moment can be recovered: `stream` (`stackward wal receive`
     /// follows a replication slot) or `push` (the server's `archive_command` calls `stackward wal push`). By default not at all.
     wal: Option<WalMode>,
     /// The replication slot that `wal: stream` uses, and makes when it is not there. By default `stackward_` and the source's name.
     slot: Option<String>,
+    /// Whether a physical backup reads only what changed since the last one, where the server can tell (PostgreSQL 17 and
+    /// newer with `summarize_wal = on`). Each snapshot is whole all the same. By default `auto`.
+    #[serde(default)]
+    increments: Increments,
     /// The folder of the client programs (`pg_dump`, `pg_restore`, `psql`, …). By default those that match the server.
     bin: Option<PathBuf>,
     /// Whether the rows of every table are counted, so that a drill can compare them. By default `exact`.
@@ -62,11 +67,10 @@ pub(crate) struct PostgresConfig {
 /// How to save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Mode {
+pub(crate) enum Mode {
     /// With `pg_dump`, database by database.
     Logical,
-    /// Not yet in this version.
-    #[schemars(skip)]
+    /// The files of the whole cluster, over the replication protocol.
     Physical,
 }
 
@@ -78,6 +82,17 @@ pub(crate) enum WalMode {
     Stream,
     /// By the server's `archive_command`, which calls `stackward wal push`.
     Push,
+}
+
+/// Whether a physical backup reads only what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Increments {
+    /// Where the server can tell what changed.
+    #[default]
+    Auto,
+    /// Everything is read every time.
+    Never,
 }
 
 /// Whether the rows of every table are counted.
@@ -105,6 +120,8 @@ pub(crate) struct Settings {
     pub(crate) wal: Option<WalMode>,
     /// The slot, when the plan names one.
     pub(crate) slot: Option<String>,
+    pub(crate) modes: Vec<Mode>,
+    pub(crate) increments: Increments,
 }
 
 /// Where the server listens, and as whom to connect.
@@ -154,13 +171,10 @@ impl Settings {
     /// Parses and checks the engine's part of the plan. Relative paths start from `folder`.
     pub(crate) fn parse(node: &Node, folder: &Path) -> Result<Self> {
         let config: PostgresConfig = node.parse()?;
-        if config.modes.as_ref().is_some_and(|modes| modes.contains(&Mode::Physical)) {
-            return Err(node
-                .error("the mode `physical` is not yet in this version")
-                .hint("write `modes: [logical]`, or leave `modes` out"));
-        }
         if config.modes.as_ref().is_some_and(Vec::is_empty) {
-            return Err(node.error("`modes` is empty").hint("write `modes: [logical]`, or leave `modes` out"));
+            return Err(node
+                .error("`modes` is empty")
+                .hint("write `modes: [physical]`, `modes: [logical]`, or both; or leave `modes` out"));
         }
         if config.databases.as_ref().is_some_and(Vec::is_empty) {
             return Err(node
@@ -198,6 +212,8 @@ impl Settings {
             jobs,
             wal: config.wal,
             slot: config.slot,
+            modes: config.modes.unwrap_or_else(|| vec![Mode::Logical]),
+            increments: config.increments,
         })
     }
 }
@@ -307,7 +323,7 @@ mod tests {
     #[test]
     fn faults_are_named_with_a_remedy_and_without_the_password() {
         let cases = [
-            ("modes: [physical]", "physical"),
+            ("modes: []", "empty"),
             ("url: 'postgres://ann:hunter2@db/app'", "password"),
             ("url: 'mysql://db'", "form"),
             ("url: 'postgres://db?sslmod=require'", "sslmod"),
@@ -329,14 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_documents_every_field_and_offers_only_what_works() {
+    fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 14);
+        assert_eq!(fields.len(), 15);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }
-        assert!(!schema.to_value().to_string().contains("physical"));
     }
 
     #[test]

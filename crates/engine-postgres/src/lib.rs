@@ -1,13 +1,16 @@
 //! The PostgreSQL engine: drives the server's own tools, and believes them only with evidence.
 //!
-//! [`POSTGRES`] is all that a front end needs. Everything, the SQL included, goes through host processes (`psql`,
-//! `pg_dump`, …), so that peer authentication and containers work alike.
+//! [`POSTGRES`] is all that a front end needs. The logical mode goes through host processes (`psql`, `pg_dump`, …), so that
+//! peer authentication and containers work alike; the physical mode speaks the server's protocol itself (`wire`).
 
+mod cluster;
 mod config;
+mod config_files;
 mod discover;
 mod feed;
 mod handover;
 mod logical;
+mod physical;
 mod psql;
 mod scratch;
 mod server;
@@ -17,15 +20,14 @@ pub mod wal;
 mod wire;
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use backup_core::SourceName;
-use backup_core::engine::{Engine, EngineDescriptor, EngineSetup, Follower};
+use backup_core::engine::{Engine, EngineDescriptor, EngineSetup, Follower, Source};
 use backup_core::error::Result;
 
-use config::{PostgresConfig, Settings, WalMode};
-use logical::Logical;
+use cluster::Cluster;
+use config::{Mode, PostgresConfig, Settings, WalMode};
 use server::Server;
 use wal::receive::{ReceiveOptions, Receiver};
 
@@ -41,27 +43,32 @@ pub const POSTGRES: EngineDescriptor = EngineDescriptor {
     discover: discover::discover,
 };
 
+/// The SQL that makes a role for physical backups, which can do nothing else: statements, and what each is for.
+pub const BACKUP_ROLE: [(&str, &str); 3] = physical::ROLE;
+
 fn build(setup: &EngineSetup<'_>) -> Result<Engine> {
     let settings = Settings::parse(setup.config, setup.folder)?;
-    let follower = follower(setup, &settings);
-    let logical = Arc::new(Logical::new(settings, Arc::clone(&setup.host)));
+    let receiver = receiver(setup, &settings);
+    let is_physical = settings.modes.contains(&Mode::Physical);
+    let cluster = Arc::new(Cluster::new(settings, &setup.host));
+    let base = is_physical.then(|| -> Arc<dyn Source> { cluster.clone() });
     Ok(Engine {
-        source: logical.clone(),
-        restorer: logical.clone(),
-        verifier: logical.clone(),
-        driller: logical,
-        follower,
+        source: cluster.clone(),
+        restorer: cluster.clone(),
+        verifier: cluster.clone(),
+        driller: cluster,
+        follower: receiver
+            .map(|(server, options)| -> Arc<dyn Follower> { Arc::new(Receiver::new(server, options, base)) }),
     })
 }
 
-/// What archives the log, when the plan wants it streamed.
-fn follower(setup: &EngineSetup<'_>, settings: &Settings) -> Option<Arc<dyn Follower>> {
+/// What the log is received with, when the plan wants it streamed.
+fn receiver(setup: &EngineSetup<'_>, settings: &Settings) -> Option<(Server, ReceiveOptions)> {
     if settings.wal != Some(WalMode::Stream) {
         return None;
     }
     let slot = settings.slot.clone().unwrap_or_else(|| default_slot(setup.name));
-    let options = ReceiveOptions { slot, piece_age: PIECE_AGE };
-    Some(Arc::new(Receiver::new(Server::of(settings, Arc::clone(&setup.host)), options, None)))
+    Some((Server::of(settings, Arc::clone(&setup.host)), ReceiveOptions { slot, piece_age: PIECE_AGE }))
 }
 
 /// The slot of a source: its name, as far as names of slots allow.

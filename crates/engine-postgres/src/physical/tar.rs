@@ -21,7 +21,7 @@ pub(crate) enum TarKind {
 /// One entry's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TarEntry {
-    /// As it stands, without a trailing slash.
+    /// Without `./` before it and a slash behind it.
     pub(crate) path: Vec<u8>,
     pub(crate) kind: TarKind,
     pub(crate) size: u64,
@@ -161,6 +161,10 @@ fn parse(header: &[u8]) -> Result<TarEntry> {
         path.push(b'/');
     }
     path.extend_from_slice(text(&header[..100]));
+    // Some folders of the log have their path so.
+    if path.starts_with(b"./") {
+        path.drain(..2);
+    }
     while path.last() == Some(&b'/') {
         path.pop();
     }
@@ -261,7 +265,7 @@ mod tests {
             padded
         };
         [
-            header("base/1", b'5', 0, ""),
+            header("./base/1/", b'5', 0, ""),
             header("base/1/16384", b'0', 700, ""),
             content(&[7; 700]),
             header("empty", b'0', 0, ""),

@@ -20,9 +20,7 @@ use std::sync::Arc;
 use super::chain::Chain;
 use super::names::{SegmentSize, WalSegment};
 use crate::server::Server;
-use crate::wire::{
-    Connection, NextTimeline, Purpose, Received, Reply, Started, SystemIdentity, WalStream, server_error,
-};
+use crate::wire::{Connection, Purpose, Received, Reply, Started, SystemIdentity, WalStream, server_error};
 use begin::Begin;
 use depot::Depot;
 use stage::Stage;
@@ -200,9 +198,10 @@ struct Session<'a> {
 }
 
 /// Why the stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
     Cancelled,
-    Ended(Option<NextTimeline>),
+    Ended,
 }
 
 /// How streaming of one timeline ended.
@@ -288,25 +287,21 @@ impl Session<'_> {
                         stream.confirm(stage.position(), durable, Reply::NotNeeded).await?;
                     }
                     Received::Keepalive { .. } => {}
-                    Received::Ended(next) => break Why::Ended(next),
+                    Received::Ended => break Why::Ended,
                 },
                 () = sleep_until(piece_due), if piece_due.is_some() => stage.ship_piece(&mut depot)?,
                 _ = status.tick() => stream.confirm(stage.position(), durable, Reply::NotNeeded).await?,
             }
         };
         self.flush(&mut stage, &mut depot).await?;
-        match why {
-            Why::Cancelled => {
-                stream.confirm(stage.position(), stage.position(), Reply::NotNeeded).await?;
-                stream.stop().await?.close().await;
-                Ok(Ended::Cancelled)
-            }
-            Why::Ended(None) => Ok(Ended::Closed),
-            Why::Ended(Some(next)) => {
-                let segment = WalSegment::containing(next.timeline, next.start, self.size);
-                Ok(Ended::Switched(stream.into_connection(), segment))
-            }
+        if why == Why::Cancelled {
+            stream.confirm(stage.position(), stage.position(), Reply::NotNeeded).await?;
+            stream.stop().await?.close().await;
+            return Ok(Ended::Cancelled);
         }
+        let (connection, next) = stream.finish().await?;
+        let Some(next) = next else { return Ok(Ended::Closed) };
+        Ok(Ended::Switched(connection, WalSegment::containing(next.timeline, next.start, self.size)))
     }
 
     /// Archives everything that was received.

@@ -72,7 +72,7 @@ impl ServerError {
             "42501" => (
                 ErrorKind::PermissionDenied,
                 say(
-                    "a physical backup needs `ALTER ROLE {user} REPLICATION;`; `stackward init --sql` prints the whole role",
+                    "a physical backup needs `ALTER ROLE {user} REPLICATION;` (`stackward init` writes the whole role into a new plan)",
                 ),
             ),
             "3D000" => (ErrorKind::NotFound, say("name an existing database in the plan's `url`")),

@@ -5,6 +5,7 @@ mod backup;
 mod conformance;
 mod drill;
 mod faults;
+mod physical;
 mod restore;
 mod support;
 mod verify;
