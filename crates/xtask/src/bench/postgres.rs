@@ -142,7 +142,7 @@ impl Bench<'_> {
         Contest { title, folder: self.work, rounds: self.rounds, references, contenders, server: Some(&cpu) }.run()
     }
 
-    fn fresh(&self) -> [String; 2] {
+    fn fresh() -> [String; 2] {
         [
             format!("rm -rf repository state; {}", Self::stackward("init --quiet")),
             format!("rm -rf pgbackrest; {}", Self::pgbackrest("stanza-create")),
@@ -150,7 +150,7 @@ impl Bench<'_> {
     }
 
     fn first(&self) -> Result<String> {
-        let [ours, theirs] = self.fresh();
+        let [ours, theirs] = Self::fresh();
         let contenders = vec![
             Contender { name: "stackward", prepare: ours, script: Self::stackward("backup --quiet") },
             Contender {
@@ -216,7 +216,7 @@ impl Bench<'_> {
         let each = |command: &str| {
             format!("cd data; for s in $({}); do {command}; done", segments.replace("data/pg_wal", "pg_wal"))
         };
-        let [ours, theirs] = self.fresh();
+        let [ours, theirs] = Self::fresh();
         // The first push of all makes the key pair for the log; the ones after it are what is measured.
         let first = "ls data/pg_wal | grep -E '^[0-9A-F]{24}$' | sed -n '1p'";
         let contenders = vec![
@@ -250,7 +250,7 @@ impl Bench<'_> {
              {psql} 'select pg_switch_wal()' >/dev/null; {psql} 'select pg_current_wal_flush_lsn()' > end",
             self.bin
         );
-        let [ours, _] = self.fresh();
+        let [ours, _] = Self::fresh();
         let make =
             |slot: &str| format!("{psql} \"select pg_create_physical_replication_slot('{slot}', true)\" >/dev/null");
         let contenders = vec![
