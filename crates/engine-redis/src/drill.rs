@@ -18,7 +18,7 @@ use crate::counts::{self, Expired};
 use crate::details::Details;
 use crate::inspect::{Inspection, now_ms, scan_file};
 use crate::rdb::RdbSummary;
-use crate::scratch::{Folder, Program, Scratch};
+use crate::scratch::{Folder, Load, Program, Scratch};
 use crate::server::Info;
 use crate::verify::{compare, is_damage};
 
@@ -50,7 +50,7 @@ impl Redis {
             refuse_modules(&summary, program)?;
             cx.step(format!("loading it into {}", program.shown));
             let dump = folder.dump();
-            let (scratch, connection) = Scratch::start(&*self.host, program, folder).await?;
+            let (scratch, connection) = Scratch::start(&*self.host, program, folder, Load::Rdb).await?;
             Ok((summary, dump, scratch, connection))
         };
         let (summary, dump, _scratch, mut connection) = match loaded.await {

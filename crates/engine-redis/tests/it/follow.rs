@@ -1,0 +1,4 @@
+//! Following a server, and recovery to moments: real servers, equal digests.
+
+mod following;
+mod recovery;
