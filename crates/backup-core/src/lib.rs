@@ -23,6 +23,7 @@ pub mod secret;
 pub mod sink;
 pub mod snapshots;
 pub mod tree;
+pub mod window;
 pub mod writer;
 
 pub use context::RunContext;
