@@ -130,10 +130,8 @@ async fn store_all(
 async fn store(cx: &RunContext, log: &SegmentLog, segment: &Waiting) -> Result<()> {
     let mut pause = FIRST_PAUSE;
     loop {
-        let error = match log.put(&segment.id, segment.meta.clone(), segment.content()?).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
-        };
+        let put = log.put(&segment.id, segment.meta.clone(), segment.content()?).await;
+        let Err(error) = put else { return Ok(()) };
         if !passing(&error) || cx.cancellation().is_cancelled() {
             return Err(error.during(format!("archive the segment {}", segment.id)));
         }
