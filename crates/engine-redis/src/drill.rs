@@ -35,7 +35,14 @@ impl Driller for Redis {
         let (bin, saved) = (self.settings.bin.as_deref(), from.record().server.as_ref());
         let program = Program::find(&*self.host, bin, saved, &details).await?;
         // Dropping the work kills the server and removes its folder, however it ends.
-        cx.unless_cancelled(self.run(cx, from, &program)).await
+        cx.unless_cancelled(async {
+            let mut drill = self.run(cx, from, &program).await?;
+            if drill.findings.is_empty() {
+                self.drill_stream(cx, from, &program, &mut drill).await?;
+            }
+            Ok(drill)
+        })
+        .await
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod choose;
+mod drill;
 pub(crate) mod files;
 mod replay;
 
@@ -272,7 +273,8 @@ impl Redis {
     ) -> Result<Made> {
         let recovery = Recovery::find(cx, from.record(), from.log(), moment).await?;
         let program = self.recovery_program(from).await?;
-        let (reached, scratch, mut connection) = self.replayed(cx, from, &recovery, &program, work).await?;
+        let (reached, scratch, mut connection) =
+            self.replayed(cx, from, &recovery, &program, Folder::make(work)?).await?;
         refuse_errors(&mut connection).await?;
         cx.step("taking the data of the moment");
         let summary = self.keep(cx, scratch.server(), dump).await?;
@@ -286,9 +288,8 @@ impl Redis {
         from: &BackupReader,
         recovery: &Recovery,
         program: &Program,
-        work: &Path,
+        folder: Folder,
     ) -> Result<(Reached, Scratch, crate::connection::Connection)> {
-        let folder = Folder::make(work)?;
         let Written { reached, summary, .. } = write_files(cx, from, recovery, &folder.append_only()).await?;
         let highest = summary.databases.keys().copied().chain([reached.database]).max().unwrap_or(0);
         let load = Load::AppendOnly { databases: LEAST_DATABASES.max(highest.saturating_add(1)) };
