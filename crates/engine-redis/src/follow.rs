@@ -26,7 +26,7 @@ use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 
 use crate::Redis;
-use crate::connection::Connection;
+use crate::connection::{Connection, Replies};
 use crate::server::Info;
 use crate::snapshot::handed::hand_over;
 use crate::snapshot::{Attached, Replication};
@@ -44,6 +44,9 @@ const ACKNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 const SILENCE_LIMIT: Duration = Duration::from_mins(1);
 /// A server that does not take our few bytes for so long is gone, too.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// After a cancellation we go on receiving what was sent: at most so long, and until nothing came for so long.
+const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+const DRAIN_PAUSE: Duration = Duration::from_millis(20);
 /// The first pause before we connect again; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -258,9 +261,10 @@ impl<'a> Work<'a> {
     ) -> Result<()> {
         let received = self.receive_while(connection, rest, &mut taking, limits).await;
         if self.cx.cancellation().is_cancelled() {
-            // A snapshot that is not committed takes what follows it along.
-            if taking.is_some() {
-                self.give_up();
+            match taking {
+                // A snapshot that is not committed takes what follows it along.
+                Some(_) => self.give_up(),
+                None => self.held.drain(..).for_each(|segment| self.keeper.keep(segment)),
             }
             return Ok(());
         }
@@ -299,7 +303,7 @@ impl<'a> Work<'a> {
             let due = self.intake.as_ref().filter(|_| self.waiting() == 0).and_then(Intake::due);
             tokio::select! {
                 biased;
-                () = cx.cancellation().cancelled() => return Ok(()),
+                () = cx.cancellation().cancelled() => return self.drain(&mut reader, &mut buffer).await,
                 taken = async { match taking { Some(taking) => taking.await, None => std::future::pending().await } } => {
                     *taking = None;
                     self.committed(taken)?;
@@ -322,6 +326,20 @@ impl<'a> Work<'a> {
             }
             buffer.reserve(READ_BYTES);
         }
+    }
+
+    /// After a cancellation: what the server has sent already is received, for a short while.
+    async fn drain(&mut self, reader: &mut Replies, buffer: &mut BytesMut) -> Result<()> {
+        let started = Instant::now();
+        while started.elapsed() < DRAIN_LIMIT {
+            buffer.clear();
+            buffer.reserve(READ_BYTES);
+            match reader.read(buffer, DRAIN_PAUSE).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => self.take_in(buffer, true).await?,
+            }
+        }
+        Ok(())
     }
 
     async fn take_in(&mut self, data: &[u8], open: bool) -> Result<()> {

@@ -36,7 +36,8 @@ pub(crate) struct Progress {
 pub(crate) struct Keeper {
     queue: mpsc::UnboundedSender<Waiting>,
     progress: watch::Receiver<Progress>,
-    task: JoinHandle<Result<()>>,
+    /// `None` once it ended.
+    task: Option<JoinHandle<Result<()>>>,
     /// How many bytes, and segments, were handed over.
     given: u64,
     segments: u64,
@@ -48,7 +49,7 @@ impl Keeper {
         let (queue, segments) = mpsc::unbounded_channel();
         let (tell, progress) = watch::channel(Progress::default());
         let task = tokio::spawn(store_all(cx.clone(), log.clone(), segments, tell));
-        Self { queue, progress, task, given: 0, segments: 0 }
+        Self { queue, progress, task: Some(task), given: 0, segments: 0 }
     }
 
     /// Stores `segment` when its turn comes.
@@ -81,11 +82,11 @@ impl Keeper {
         if self.progress.changed().await.is_ok() {
             return Ok(());
         }
-        match (&mut self.task).await {
-            Ok(Ok(())) => Err(Error::new(ErrorKind::Internal, "the keeper of segments ended")),
-            Ok(Err(error)) => Err(error),
-            Err(source) => Err(Error::new(ErrorKind::Internal, "the keeper of segments panicked").caused_by(source)),
-        }
+        let early = || Error::new(ErrorKind::Internal, "the keeper of segments ended");
+        let Some(task) = &mut self.task else { return Err(early()) };
+        let ended = task.await;
+        self.task = None;
+        ended.map_err(panicked)?.and_then(|()| Err(early()))
     }
 
     /// Waits until everything is stored.
@@ -93,13 +94,12 @@ impl Keeper {
     /// # Errors
     /// Why not all of it is.
     pub(crate) async fn finish(self) -> Result<()> {
-        let Self { queue, mut task, given, progress, .. } = self;
+        let Self { queue, task, given, progress, .. } = self;
         drop(queue);
+        // Why it ended early was told already.
+        let Some(mut task) = task else { return Ok(()) };
         match tokio::time::timeout(FLUSH_LIMIT, &mut task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(source)) => {
-                Err(Error::new(ErrorKind::Internal, "the keeper of segments panicked").caused_by(source))
-            }
+            Ok(ended) => ended.map_err(panicked)?,
             Err(_) => {
                 task.abort();
                 let left = given.saturating_sub(progress.borrow().bytes);
@@ -108,6 +108,10 @@ impl Keeper {
             }
         }
     }
+}
+
+fn panicked(source: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Internal, "the keeper of segments panicked").caused_by(source)
 }
 
 async fn store_all(

@@ -256,6 +256,11 @@ impl Parser {
     }
 
     fn header(&mut self, data: &[u8]) -> std::result::Result<Step, &'static str> {
+        let first = self.line.first().or(data.first());
+        let expected: &[u8] = if self.place == Within::Count { b"*\r\n" } else { b"$" };
+        if first.is_some_and(|byte| !expected.contains(byte)) {
+            return Err("a command is expected");
+        }
         let end = data.iter().position(|byte| *byte == b'\n');
         let bytes = end.map_or(data.len(), |end| end + 1);
         self.line.extend_from_slice(&data[..bytes]);

@@ -179,3 +179,12 @@ pub(crate) fn info(server: &PrivateRedis, field: &str) -> Option<String> {
 pub(crate) fn position(offset: u64) -> Moment {
     Moment::Position(offset.to_string())
 }
+
+/// Waits until the server has handed everything to its replica's connection.
+pub(crate) async fn sent(server: &PrivateRedis) {
+    let empty = || {
+        let clients = server.call(&["CLIENT", "LIST", "TYPE", "replica"]);
+        clients.contains(" events=r ")
+    };
+    until(empty, || server.call(&["CLIENT", "LIST", "TYPE", "replica"])).await;
+}
