@@ -102,15 +102,18 @@ impl Redis {
             cx.warn("the server holds no keys");
         }
         companions::save(cx, out, &mut connection, info).await?;
-        if self.settings.append_only_files {
-            aof::save(cx, out, &mut connection, &*self.host, self.settings.data_dir.as_deref()).await?;
-        }
+        let told = if self.settings.append_only_files {
+            aof::save(cx, out, &mut connection, &*self.host, self.settings.data_dir.as_deref()).await?
+        } else {
+            None
+        };
+        let (aof_from, aof_to) = told.map(|told| (told.from, told.to)).unzip();
         Ok(SourceSummary {
             mode: Some("rdb".to_owned()),
             server: info.product(),
             position,
             fingerprint: counts::fingerprint(&summary),
-            details: Details { position_time, ..Details::new(info, &summary, way) }.to_map()?,
+            details: Details { position_time, aof_from, aof_to, ..Details::new(info, &summary, way) }.to_map()?,
         })
     }
 

@@ -20,6 +20,10 @@ pub(crate) struct Details {
     pub(crate) position_time: Option<Timestamp>,
     /// Why the follower took it: it is the first, or the server no longer had the stream where the archive ended.
     pub(crate) followed_because: Option<String>,
+    /// The first second that the saved append-only files tell, and the moment that they were saved at: between them they
+    /// can be cut at any second (`aof-timestamp-enabled yes`).
+    pub(crate) aof_from: Option<Timestamp>,
+    pub(crate) aof_to: Option<Timestamp>,
     /// The version of the RDB's format.
     pub(crate) rdb_version: u32,
     /// Whose format it is: `Redis`, `Valkey`.
@@ -46,6 +50,8 @@ impl Details {
             way: way.to_owned(),
             position_time: None,
             followed_because: None,
+            aof_from: None,
+            aof_to: None,
             rdb_version: summary.version,
             rdb_format: summary.magic.to_string(),
             expiring: summary.databases.iter().map(|(id, counts)| (*id, counts.expiring)).collect(),

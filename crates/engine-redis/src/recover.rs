@@ -5,6 +5,7 @@
 //! holds is taken as an RDB, and put back like any other.
 //! Invariant: everything is read and checked before anything is changed, and a moment that is not reached is an error.
 
+mod aof;
 pub(crate) mod chain;
 pub(crate) mod choose;
 mod drill;
@@ -28,9 +29,10 @@ use crate::rdb::RdbSummary;
 use crate::scratch::{Folder, Load, Program, Scratch};
 use crate::server::Info;
 
+use aof::AofMoment;
 use chain::{Chain, span};
-use files::{Written, write_files};
-pub(crate) use replay::Reached;
+use files::{Assembled, write_files};
+pub(crate) use replay::{Reached, first_second};
 use replay::{Replay, Spool};
 
 /// A server has at least so many databases.
@@ -253,16 +255,65 @@ pub(crate) fn parse_position(text: &str) -> Result<(Option<&str>, u64)> {
     Ok((id, offset))
 }
 
-/// The data set of a moment.
+/// How a moment is reached.
 #[derive(Debug)]
-pub(crate) struct Made {
-    pub(crate) summary: RdbSummary,
-    pub(crate) reached: Reached,
-    pub(crate) recovery: Recovery,
+pub(crate) enum Way {
+    /// From a snapshot, by the stream after it.
+    Stream(Recovery),
+    /// By the append-only files of a backup that is later.
+    Aof(AofMoment),
+}
+
+impl Way {
+    /// Finds it, for the backup of `record`.
+    ///
+    /// # Errors
+    /// As [`Recovery::find`].
+    pub(crate) async fn find(
+        cx: &RunContext,
+        record: &SourceRecord,
+        log: Option<&SegmentLog>,
+        moment: &Moment,
+    ) -> Result<Self> {
+        match (Recovery::find(cx, record, log, moment).await, AofMoment::of(record, moment)) {
+            (Ok(recovery), _) => Ok(Self::Stream(recovery)),
+            (Err(error), Some(aof)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+                Ok(Self::Aof(aof))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// What is read, and the moment that it leads to. Reads everything.
+    pub(crate) async fn survey(&self, cx: &RunContext, redis: &Redis, from: &BackupReader) -> Result<Vec<String>> {
+        match self {
+            Self::Stream(recovery) => Ok(recovery.steps(&recovery.survey(cx).await?)),
+            Self::Aof(aof) => {
+                let work = tempfile::Builder::new().prefix("swrestore-").tempdir_in(cx.scratch());
+                let work = work.map_err(|source| Error::io("cannot make a scratch folder", cx.scratch(), source))?;
+                let assembled = aof.assemble(cx, redis, from, &work.path().join(AOF_FOLDER)).await?;
+                Ok(vec![format!("replay the append-only files {}", assembled.told)])
+            }
+        }
+    }
+
+    /// Writes a set of append-only files into `folder` that leads to the moment.
+    pub(crate) async fn assemble(
+        &self,
+        cx: &RunContext,
+        redis: &Redis,
+        from: &BackupReader,
+        folder: &Path,
+    ) -> Result<Assembled> {
+        match self {
+            Self::Stream(recovery) => Ok(write_files(cx, from, recovery, folder).await?.1),
+            Self::Aof(aof) => aof.assemble(cx, redis, from, folder).await,
+        }
+    }
 }
 
 impl Redis {
-    /// Makes the RDB of `moment` at `dump`, with a scratch server below `work`.
+    /// Makes the RDB of `moment` at `dump`, with a scratch server below `work`; tells what it is.
     pub(crate) async fn make(
         &self,
         cx: &RunContext,
@@ -270,32 +321,29 @@ impl Redis {
         moment: &Moment,
         work: &Path,
         dump: &Path,
-    ) -> Result<Made> {
-        let recovery = Recovery::find(cx, from.record(), from.log(), moment).await?;
+    ) -> Result<(RdbSummary, String)> {
+        let way = Way::find(cx, from.record(), from.log(), moment).await?;
         let program = self.recovery_program(from).await?;
-        let (reached, scratch, mut connection) =
-            self.replayed(cx, from, &recovery, &program, Folder::make(work)?).await?;
+        let folder = Folder::make(work)?;
+        let assembled = way.assemble(cx, self, from, &folder.append_only()).await?;
+        let told = assembled.told.clone();
+        let (scratch, mut connection) = self.replayed(cx, &program, folder, assembled).await?;
         refuse_errors(&mut connection).await?;
         cx.step("taking the data of the moment");
-        let summary = self.keep(cx, scratch.server(), dump).await?;
-        Ok(Made { summary, reached, recovery })
+        Ok((self.keep(cx, scratch.server(), dump).await?, told))
     }
 
-    /// A scratch server with the data of a recovery's moment.
+    /// A scratch server that has loaded the set in its folder.
     pub(crate) async fn replayed(
         &self,
         cx: &RunContext,
-        from: &BackupReader,
-        recovery: &Recovery,
         program: &Program,
         folder: Folder,
-    ) -> Result<(Reached, Scratch, crate::connection::Connection)> {
-        let Written { reached, summary, .. } = write_files(cx, from, recovery, &folder.append_only()).await?;
-        let highest = summary.databases.keys().copied().chain([reached.database]).max().unwrap_or(0);
-        let load = Load::AppendOnly { databases: LEAST_DATABASES.max(highest.saturating_add(1)) };
-        cx.step(format!("replaying {} commands in {}", reached.commands, program.shown));
-        let (scratch, connection) = Scratch::start(&*self.host, program, folder, load).await?;
-        Ok((reached, scratch, connection))
+        assembled: Assembled,
+    ) -> Result<(Scratch, crate::connection::Connection)> {
+        cx.step(format!("replaying in {}", program.shown));
+        let load = Load::AppendOnly { name: assembled.name, databases: assembled.databases };
+        Scratch::start(&*self.host, program, folder, load).await
     }
 
     /// The program that replays; looked for before anything is changed.

@@ -22,7 +22,7 @@ use crate::details::Details;
 use crate::drill::spool;
 use crate::inspect::{Inspection, now_ms};
 use crate::rdb::{Flavour, RdbSummary, Target};
-use crate::recover::{self, Recovery};
+use crate::recover::{self, Way};
 use crate::server::{Info, Server, allowed, unknown_version};
 use crate::snapshot::Snapshot;
 use crate::verify::compare;
@@ -57,7 +57,7 @@ impl Restorer for Redis {
         let RestorePlan { target, warnings, .. } = cx.unless_cancelled(self.plan(cx, from, &plan.target)).await?;
         let mut report = match &target.place {
             Place::Folder(folder) if target.moment != Moment::Snapshot => {
-                cx.unless_cancelled(recover::files::write(cx, from, &target.moment, folder)).await?
+                cx.unless_cancelled(recover::files::write(cx, self, from, &target.moment, folder)).await?
             }
             Place::Folder(folder) => cx.unless_cancelled(folder::write(cx, from, folder)).await?,
             Place::Original => self.put_back(cx, from, &target).await?,
@@ -104,14 +104,12 @@ impl Redis {
 
     /// What a recovery reads, and the moment that it reaches. Reads every segment, so that damage is found here.
     async fn plan_recovery(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<Vec<String>> {
-        let recovery = Recovery::find(cx, from.record(), from.log(), &to.moment).await?;
-        let mut steps = Vec::new();
+        let way = Way::find(cx, from.record(), from.log(), &to.moment).await?;
+        let mut steps = way.survey(cx, self, from).await?;
         if to.place == Place::Original {
             let program = self.recovery_program(from).await?;
             steps.push(format!("make the data of the moment in a scratch server ({})", program.shown));
         }
-        let reached = recovery.survey(cx).await?;
-        steps.splice(0..0, recovery.steps(&reached));
         Ok(steps)
     }
 
@@ -129,10 +127,10 @@ impl Redis {
             };
             (cx.unless_cancelled(spooled).await?, None)
         } else {
-            let made = cx.unless_cancelled(self.make(cx, from, &to.moment, work.path(), &dump)).await?;
-            details.rdb_version = made.summary.version;
-            let reached = made.recovery.describe(&made.reached);
-            (made.summary, Some(format!("{} commands replayed, {reached}", made.reached.commands)))
+            let made = self.make(cx, from, &to.moment, work.path(), &dump);
+            let (summary, told) = cx.unless_cancelled(made).await?;
+            details.rdb_version = summary.version;
+            (summary, Some(told))
         };
         let mut report = if self.settings.service.is_some() && selection.is_everything() {
             let files = self.files(cx, &details).await?;

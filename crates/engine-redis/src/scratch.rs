@@ -12,7 +12,6 @@ use backup_core::manifest::ServerRecord;
 use crate::connection::Connection;
 use crate::details::Details;
 use crate::recover::AOF_FOLDER;
-use crate::restore::folder::AOF_NAME;
 use crate::server::Server;
 use crate::versions::reads;
 
@@ -60,25 +59,23 @@ impl Folder {
 }
 
 /// What a scratch server loads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Load {
     /// [`Folder::dump`].
     Rdb,
-    /// The set in [`Folder::append_only`], with so many databases.
-    AppendOnly { databases: u32 },
+    /// The set of this name in [`Folder::append_only`], with so many databases.
+    AppendOnly { name: String, databases: u32 },
 }
 
 impl Load {
     fn arguments(self) -> Vec<String> {
-        let words: &[&str] = match self {
+        let words: &[&str] = match &self {
             Self::Rdb => &["--appendonly", "no"],
             Self::AppendOnly { .. } => &[
                 "--appendonly",
                 "yes",
                 "--appenddirname",
                 AOF_FOLDER,
-                "--appendfilename",
-                AOF_NAME,
                 "--appendfsync",
                 "no",
                 "--auto-aof-rewrite-percentage",
@@ -93,8 +90,8 @@ impl Load {
             ],
         };
         let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        if let Self::AppendOnly { databases } = self {
-            arguments.extend(["--databases".to_owned(), databases.to_string()]);
+        if let Self::AppendOnly { name, databases } = self {
+            arguments.extend(["--appendfilename".to_owned(), name, "--databases".to_owned(), databases.to_string()]);
         }
         arguments
     }

@@ -4,6 +4,7 @@ use backup_core::engine::{Candidate, Moment};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::{RunContext, SegmentLog, SnapshotId};
 
+use super::aof::AofMoment;
 use super::{Recovery, parse_position, position, position_time};
 
 /// Chooses it.
@@ -19,7 +20,12 @@ pub(crate) async fn choose(
     let mut followed: Vec<&Candidate> =
         candidates.iter().filter(|candidate| position(&candidate.record).is_some()).collect();
     followed.sort_by_key(|candidate| (position_time(&candidate.record), candidate.id.clone()));
+    // The append-only files of a backup tell of moments before it; the stream has them more finely.
+    let told = candidates.iter().rev().find(|candidate| AofMoment::of(&candidate.record, moment).is_some());
     let Some(newest) = followed.last() else {
+        if let Some(told) = told {
+            return Ok(told.id.clone());
+        }
         return Err(Error::new(
             ErrorKind::NotFound,
             format!("no snapshot of `{}` has a place in its stream", cx.source()),
@@ -37,6 +43,9 @@ pub(crate) async fn choose(
             Err(error) if error.kind() == ErrorKind::NotFound => outside = outside.or(Some(error)),
             Err(error) => return Err(error),
         }
+    }
+    if let Some(told) = told {
+        return Ok(told.id.clone());
     }
     let oldest = followed.first().unwrap_or(newest);
     let begins = format!("{:.0}", position_time(&oldest.record));

@@ -8,6 +8,7 @@ use backup_core::engine::{DrillReport, Moment};
 use backup_core::error::Result;
 use backup_core::{BackupReader, RunContext};
 
+use super::files::write_files;
 use super::{Recovery, position, refuse_errors};
 use crate::Redis;
 use crate::scratch::{Folder, Program};
@@ -52,7 +53,8 @@ impl Redis {
             return Ok(());
         }
         let scratch = Folder::make(cx.scratch())?;
-        let (reached, _scratch, mut connection) = self.replayed(cx, from, &recovery, program, scratch).await?;
+        let (reached, assembled) = write_files(cx, from, &recovery, &scratch.append_only()).await?;
+        let (_scratch, mut connection) = self.replayed(cx, program, scratch, assembled).await?;
         drill.restore_time = started.elapsed();
         let asked = Instant::now();
         refuse_errors(&mut connection).await?;

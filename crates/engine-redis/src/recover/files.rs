@@ -5,9 +5,10 @@ use std::path::Path;
 
 use backup_core::engine::{Moment, RestoreReport};
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::{ArtifactName, BackupReader, RunContext};
+use backup_core::{BackupReader, RunContext};
 
-use super::{AOF_FOLDER, Reached, Recovery};
+use super::{AOF_FOLDER, LEAST_DATABASES, Reached, Recovery, Way};
+use crate::Redis;
 use crate::backup::DUMP;
 use crate::drill::spool;
 use crate::rdb::RdbSummary;
@@ -16,21 +17,27 @@ use crate::verify::compare;
 
 const NOTE: &str = "RECOVERY.txt";
 
-/// What was written.
+/// A set of append-only files that was written, and what it amounts to.
 #[derive(Debug)]
-pub(crate) struct Written {
-    pub(crate) reached: Reached,
-    /// Of the snapshot.
-    pub(crate) summary: RdbSummary,
+pub(crate) struct Assembled {
+    /// Its `appendfilename`.
+    pub(crate) name: String,
+    /// So many databases a server needs to load it.
+    pub(crate) databases: u32,
+    /// Keys of the base, and commands after it.
+    pub(crate) items: u64,
+    pub(crate) bytes: u64,
+    /// The moment that it leads to.
+    pub(crate) told: String,
 }
 
-/// Writes the set into `folder`, its manifest last.
+/// Writes the snapshot and the stream as a set into `folder`, its manifest last.
 pub(crate) async fn write_files(
     cx: &RunContext,
     from: &BackupReader,
     recovery: &Recovery,
     folder: &Path,
-) -> Result<Written> {
+) -> Result<(Reached, Assembled)> {
     make_folder(folder)?;
     let form = AofForm::with_increment(AOF_NAME);
     cx.step("reading the backup");
@@ -44,7 +51,15 @@ pub(crate) async fn write_files(
     cx.step("reading the archived stream");
     let reached = recovery.replay(cx, Box::new(std::io::BufWriter::new(file)), &selected(&summary)?).await?;
     write_new(&folder.join(&form.manifest), form.text.as_bytes())?;
-    Ok(Written { reached, summary })
+    let highest = summary.databases.keys().copied().chain([reached.database]).max().unwrap_or(0);
+    let assembled = Assembled {
+        name: AOF_NAME.to_owned(),
+        databases: LEAST_DATABASES.max(highest.saturating_add(1)),
+        items: summary.keys() + reached.commands,
+        bytes: summary.bytes + reached.offset - recovery.base,
+        told: format!("{} commands replayed, {}", reached.commands, recovery.describe(&reached)),
+    };
+    Ok((reached, assembled))
 }
 
 /// The stream of a master selects a database before anything else; that of a replica goes on in the one that its master
@@ -74,46 +89,37 @@ fn is_companion(name: &str) -> bool {
 /// Writes the set, what was saved beside the data, and a note on how to start from it.
 pub(crate) async fn write(
     cx: &RunContext,
+    redis: &Redis,
     from: &BackupReader,
     moment: &Moment,
     folder: &Path,
 ) -> Result<RestoreReport> {
-    let recovery = Recovery::find(cx, from.record(), from.log(), moment).await?;
     let set = folder.join(AOF_FOLDER);
-    let written = write_files(cx, from, &recovery, &set).await?;
-    let mut report =
-        RestoreReport { items: written.summary.keys() + written.reached.commands, ..RestoreReport::default() };
-    report.bytes = written.summary.bytes + written.reached.offset - recovery.base;
+    let assembled = Way::find(cx, from.record(), from.log(), moment).await?.assemble(cx, redis, from, &set).await?;
+    let mut report = RestoreReport { items: assembled.items, bytes: assembled.bytes, ..RestoreReport::default() };
     report.restored.push(set.display().to_string());
-    let companions: Vec<ArtifactName> = from
-        .record()
-        .artifacts
-        .iter()
-        .map(|record| record.name.clone())
-        .filter(|name| is_companion(name.as_str()))
-        .collect();
-    for name in companions {
+    let names = from.record().artifacts.iter().map(|record| &record.name);
+    for name in names.filter(|name| is_companion(name.as_str())) {
         let path = folder.join(name.as_str());
-        write_one(cx, from, &name, &path).await?;
+        write_one(cx, from, name, &path).await?;
         report.restored.push(path.display().to_string());
     }
     let note = folder.join(NOTE);
-    write_new(&note, instructions(&recovery, &written).as_bytes())?;
+    write_new(&note, instructions(&assembled).as_bytes())?;
     report.restored.push(note.display().to_string());
-    report.restored.push(format!("replays {}", recovery.describe(&written.reached)));
+    report.restored.push(assembled.told);
     Ok(report)
 }
 
-fn instructions(recovery: &Recovery, written: &Written) -> String {
-    let databases = written.reached.database.max(written.summary.databases.keys().copied().max().unwrap_or(0)) + 1;
+fn instructions(set: &Assembled) -> String {
+    let Assembled { name, databases, told, .. } = set;
     format!(
-        "{AOF_FOLDER} holds the data of one moment: {}.\n\n\
+        "{AOF_FOLDER} holds the data of one moment: {told}.\n\n\
          A server of the version that was saved (7.0 or later) replays it when it starts:\n\n\
          1. Stop the server.\n\
          2. Move its own {AOF_FOLDER} (and dump.rdb) away, and put this one into its `dir`, owned by its user.\n\
-         3. Let its configuration say `appendonly yes`, `appenddirname {AOF_FOLDER}`, `appendfilename {AOF_NAME}` and\n   \
+         3. Let its configuration say `appendonly yes`, `appenddirname {AOF_FOLDER}`, `appendfilename {name}` and\n   \
             `databases` {databases} or more.\n\
-         4. Start it, and wait until INFO says `loading:0`. Its log must tell of no errors.\n",
-        recovery.describe(&written.reached)
+         4. Start it, and wait until INFO says `loading:0`. Its log must tell of no errors.\n"
     )
 }

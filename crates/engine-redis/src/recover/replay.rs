@@ -317,6 +317,47 @@ impl Parser {
     }
 }
 
+/// How a server with `aof-timestamp-enabled yes` says in an append-only file that a second has begun: this, the seconds
+/// since 1970, and the end of the line.
+const SECOND: &[u8] = b"#TS:";
+
+/// The first second that an append-only file tells, looked for in what `reader` gives. `None` also for what is no such file.
+pub(crate) fn first_second(mut reader: impl io::Read) -> io::Result<Option<i64>> {
+    let mut parser = Parser::default();
+    let mut note: Option<Vec<u8>> = None;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let count = reader.read(&mut buffer)?;
+        let mut data = &buffer[..count];
+        if data.is_empty() {
+            return Ok(None);
+        }
+        while let Some(first) = data.first() {
+            let between = parser.place == Within::Count && parser.line.is_empty();
+            if note.is_none() && !(between && *first == b'#') {
+                let Ok(step) = parser.step(data) else { return Ok(None) };
+                data = &data[step.bytes..];
+                if step.ended {
+                    parser = Parser::default();
+                }
+                continue;
+            }
+            let line = note.get_or_insert_default();
+            let end = data.iter().position(|byte| *byte == b'\n');
+            let bytes = end.map_or(data.len(), |end| end + 1);
+            line.extend_from_slice(&data[..bytes.min(MAX_HEADER)]);
+            data = &data[bytes..];
+            if end.is_some() {
+                let told = line.strip_prefix(SECOND).and_then(|rest| std::str::from_utf8(rest).ok());
+                if let Some(second) = told.and_then(|digits| digits.trim_end().parse().ok()) {
+                    return Ok(Some(second));
+                }
+                note = None;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -423,6 +464,21 @@ mod tests {
             replay.write_all(text.as_bytes()).unwrap_err();
             let error = replay.failure().unwrap();
             assert!(error.to_string().contains("no replication stream"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_first_second_is_told_between_commands_not_within() {
+        let cases = [
+            ("#TS:17\r\n*1\r\n$4\r\nPING\r\n", Some(17)),
+            ("*2\r\n$3\r\nGET\r\n$10\r\n#TS:5\r\n#TS\r\n#TS:18\r\n#TS:19\r\n", Some(18)),
+            ("# a remark\r\n#TS:20\r\n", Some(20)),
+            ("*1\r\n$4\r\nPING\r\n", None),
+            ("REDIS0010", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(first_second(text.as_bytes()).unwrap(), expected, "{text}");
         }
     }
 

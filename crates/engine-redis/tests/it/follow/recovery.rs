@@ -1,8 +1,9 @@
 //! Recovery to moments of the stream: offsets, times, the end; into servers, by files, into folders.
 
 use backup_core::engine::{Existing, Moment, RestoreTarget};
+use backup_core::error::ErrorKind;
 use backup_testkit::PrivateRedis;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::support::{Archive, QUICK, acknowledged, offset, position, sent, until};
 use crate::support::{back_up_into, context, engine, folder, sample, select};
@@ -204,4 +205,40 @@ async fn a_drill_goes_to_the_end_of_the_window_and_says_when_that_was() {
     let last = archive.records().await.last().unwrap().meta.marks.last().unwrap().time;
     assert_eq!(report.reached, Some(last));
     assert!(report.checked.iter().any(|line| line.contains("commands replayed without an error")), "{report:?}");
+}
+
+/// Without a follower: append-only files that tell the time lead back to moments before the backup.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn append_only_files_with_times_are_cut_at_a_second() {
+    let server = sample(&[("appendonly", "yes"), ("aof-timestamp-enabled", "yes")]);
+    server.call(&["BGREWRITEAOF"]);
+    let rewritten = || server.call(&["INFO", "persistence"]).contains("aof_rewrite_in_progress:0");
+    until(rewritten, || "the rewrite does not end".to_owned()).await;
+    let pass = async |seconds: i64| {
+        let over = Timestamp::now().as_second() + seconds;
+        until(|| Timestamp::now().as_second() >= over, || "the clock stands still".to_owned()).await;
+    };
+    // What comes in the second of the rewrite has no time of its own.
+    pass(2).await;
+    let mut states = Vec::new();
+    for round in 0..3 {
+        server.pipe(&format!("SELECT 13\nSET round {round}\n"));
+        // Until the second of the write is over, and the one after it.
+        pass(2).await;
+        states.push((Timestamp::now(), server.digest()));
+    }
+    server.pipe("FLUSHALL\nSET oops 1\n");
+    let archive = Archive::default();
+    let engine = engine(&server, "modes: [rdb, aof]");
+    back_up_into(&engine, archive.sink.as_ref()).await.unwrap();
+    for (time, digest) in &states {
+        assert_eq!(archive.digest_at(Moment::Time(*time)).await, *digest, "{time}");
+    }
+    let place = tempfile::tempdir().unwrap();
+    let report = archive.recover(&engine, Moment::Time(states[1].0), folder(place.path())).await.unwrap();
+    assert!(report.restored.iter().any(|line| line.contains("append-only files")), "{report:?}");
+    for outside in [states[0].0 - SignedDuration::from_mins(10), Timestamp::now() + SignedDuration::from_mins(10)] {
+        let error = archive.choose(&engine, &Moment::Time(outside)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    }
 }
