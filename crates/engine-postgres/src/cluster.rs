@@ -134,8 +134,13 @@ impl Restorer for Cluster {
 }
 
 fn only_into_a_folder() -> Error {
-    Error::new(ErrorKind::Unsupported, "a base backup becomes a data directory of its own, not part of a running server")
-        .hint("restore it into a folder (`--target FOLDER`) and start a server on it; single databases need the logical mode")
+    Error::new(
+        ErrorKind::Unsupported,
+        "a base backup becomes a data directory of its own, not part of a running server",
+    )
+    .hint(
+        "restore it into a folder (`--target FOLDER`) and start a server on it; single databases need the logical mode",
+    )
 }
 
 #[async_trait]

@@ -154,7 +154,9 @@ impl Settings {
     pub(crate) fn parse(node: &Node, folder: &Path) -> Result<Self> {
         let config: PostgresConfig = node.parse()?;
         if config.modes.as_ref().is_some_and(Vec::is_empty) {
-            return Err(node.error("`modes` is empty").hint("write `modes: [physical]`, `modes: [logical]`, or both; or leave `modes` out"));
+            return Err(node
+                .error("`modes` is empty")
+                .hint("write `modes: [physical]`, `modes: [logical]`, or both; or leave `modes` out"));
         }
         if config.databases.as_ref().is_some_and(Vec::is_empty) {
             return Err(node

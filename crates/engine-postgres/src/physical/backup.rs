@@ -318,8 +318,11 @@ fn check_log(
     let mut segment = WalSegment::containing(timeline, start, shape.wal_segment);
     while segment <= last {
         if !received.contains(&segment) {
-            return Err(Error::new(ErrorKind::Incomplete, format!("the backup came without the segment {segment} of the log"))
-                .hint("run the backup again; when it stays so, look whether `max_slot_wal_keep_size` is too small"));
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("the backup came without the segment {segment} of the log"),
+            )
+            .hint("run the backup again; when it stays so, look whether `max_slot_wal_keep_size` is too small"));
         }
         segment = segment.next(shape.wal_segment);
     }

@@ -37,7 +37,10 @@ pub(crate) async fn choose(
         Err(error) => return no_increment(cx, &error.chain()),
     };
     if !facts.summarizes {
-        return no_increment(cx, "`summarize_wal` is off (`ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();`)");
+        return no_increment(
+            cx,
+            "`summarize_wal` is off (`ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();`)",
+        );
     }
     if details.system_identifier != facts.identity.system_identifier.to_string() {
         return no_increment(cx, "the earlier snapshot is of another server; is this the right one?");

@@ -79,12 +79,15 @@ impl LedgerCheck {
         let received = self.find(path)?;
         let shown = String::from_utf8_lossy(path).into_owned();
         if received.bytes != bytes {
-            let message = format!("`{shown}` has {bytes} bytes in the server's manifest, {} were received", received.bytes);
+            let message =
+                format!("`{shown}` has {bytes} bytes in the server's manifest, {} were received", received.bytes);
             return Err(Error::new(ErrorKind::Damaged, message).hint("run the backup again"));
         }
         if crc.is_some_and(|crc| crc != received.crc) {
             let message = format!("`{shown}` does not have the checksum of the server's manifest");
-            return Err(Error::new(ErrorKind::Damaged, message).hint("run the backup again; look at the network and memory"));
+            return Err(
+                Error::new(ErrorKind::Damaged, message).hint("run the backup again; look at the network and memory")
+            );
         }
         Ok(received)
     }

@@ -8,7 +8,8 @@ pub(crate) const ROLE: [(&str, &str); 3] = [
 ];
 
 /// What pg_hba.conf must say; `all` as a database does not include replication.
-pub(crate) const HBA: [&str; 2] = ["local replication stackward scram-sha-256", "local postgres stackward scram-sha-256"];
+pub(crate) const HBA: [&str; 2] =
+    ["local replication stackward scram-sha-256", "local postgres stackward scram-sha-256"];
 
 /// As comments of a plan.
 pub(crate) fn comments() -> String {

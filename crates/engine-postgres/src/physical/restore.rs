@@ -63,6 +63,7 @@ fn damage(details: &PhysicalDetails) -> Vec<String> {
     if details.damaged_total == 0 {
         return Vec::new();
     }
-    let first = details.damaged_pages.first().map_or_else(String::new, |page| format!(", one of them in {}", page.path));
+    let first =
+        details.damaged_pages.first().map_or_else(String::new, |page| format!(", one of them in {}", page.path));
     vec![format!("{} pages were damaged on the server already{first}", details.damaged_total)]
 }

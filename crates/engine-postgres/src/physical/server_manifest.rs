@@ -246,8 +246,7 @@ mod tests {
                     _ => None,
                 })
                 .collect();
-            let expected =
-                [(b"backup_label".to_vec(), 227, Some(0x0d0c_0b0a)), (b"base/\xff".to_vec(), 8192, None)];
+            let expected = [(b"backup_label".to_vec(), 227, Some(0x0d0c_0b0a)), (b"base/\xff".to_vec(), 8192, None)];
             assert_eq!(files, expected);
             let range = WalRange { timeline: 1, start: Lsn(0x200_0028), end: Lsn(0x200_0100) };
             assert!(lines.contains(&Line::Range(range)));

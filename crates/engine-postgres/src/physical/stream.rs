@@ -126,10 +126,7 @@ impl BaseBackup {
         }
     }
 
-    async fn preamble(
-        connection: &mut Connection,
-        wanted: Wanted<'_>,
-    ) -> Result<(Lsn, u32, Vec<SentTablespace>)> {
+    async fn preamble(connection: &mut Connection, wanted: Wanted<'_>) -> Result<(Lsn, u32, Vec<SentTablespace>)> {
         connection.begin(&wanted.command()).await?;
         let (start, timeline) = position(&rows(connection.answer().await?)?)?;
         let tablespaces = rows(connection.answer().await?)?.into_iter().map(tablespace).collect::<Result<Vec<_>>>()?;

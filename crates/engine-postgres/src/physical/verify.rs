@@ -222,7 +222,9 @@ impl Check<'_> {
             self.find(format!("{} files are in the tree and not in the manifest", self.seen.len()))?;
         }
         let sums = listed - without;
-        self.report.checked.push(format!("{listed} files compared with the server's manifest, {sums} by their checksums"));
+        self.report
+            .checked
+            .push(format!("{listed} files compared with the server's manifest, {sums} by their checksums"));
         if self.details.data_checksums {
             self.report.checked.push("the checksum of every page".to_owned());
         }
@@ -246,7 +248,8 @@ impl Check<'_> {
             }
             segment = segment.next(size);
         }
-        let told = self.ranges.iter().any(|range| range.timeline == timeline && range.start == start && range.end <= stop);
+        let told =
+            self.ranges.iter().any(|range| range.timeline == timeline && range.start == start && range.end <= stop);
         if !told {
             self.find("the server's manifest speaks of another piece of the log".to_owned())?;
         }
@@ -292,7 +295,8 @@ impl Pages {
             self.page.extend_from_slice(head);
             data = rest;
             if self.page.len() == self.page_bytes {
-                if judge(&self.page, self.block, self.start) == PageState::Damaged && self.damaged.len() < MAX_FINDINGS {
+                if judge(&self.page, self.block, self.start) == PageState::Damaged && self.damaged.len() < MAX_FINDINGS
+                {
                     self.damaged.push(self.block);
                 }
                 self.page.clear();

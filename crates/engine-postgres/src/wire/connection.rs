@@ -33,10 +33,8 @@ pub(super) const MAX_ROWS: usize = 1_000_000;
 pub(crate) const MAX_NOTICES: usize = 1000;
 /// Nothing ends a session of ours but we: a backup is one statement, and the session that holds its log idles. The last
 /// of them is known since version 14.
-const PATIENCE: [&str; 2] = [
-    "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0",
-    "-c statement_timeout=0 -c lock_timeout=0",
-];
+const PATIENCE: [&str; 2] =
+    ["-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0", "-c statement_timeout=0 -c lock_timeout=0"];
 /// The SQLSTATE for a setting that the server does not know.
 const UNKNOWN_SETTING: &str = "42704";
 /// The SQLSTATE for not being let in, for whatever reason.
@@ -85,12 +83,10 @@ impl Connection {
         };
         match tokio::time::timeout(limit, Self::attempt(server, purpose)).await {
             Ok(result) => result,
-            Err(_) => {
-                Err(Error::new(ErrorKind::Unreachable, format!("the server does not answer within {limit:?}"))
-                    .with("server", server.describe())
-                    .hint("is the server running, and is this where it listens?")
-                    .retry_later())
-            }
+            Err(_) => Err(Error::new(ErrorKind::Unreachable, format!("the server does not answer within {limit:?}"))
+                .with("server", server.describe())
+                .hint("is the server running, and is this where it listens?")
+                .retry_later()),
         }
     }
 
@@ -123,12 +119,7 @@ impl Connection {
         }
     }
 
-    async fn open_with(
-        server: &Server,
-        purpose: Purpose<'_>,
-        encryption: Encryption,
-        options: &str,
-    ) -> Result<Self> {
+    async fn open_with(server: &Server, purpose: Purpose<'_>, encryption: Encryption, options: &str) -> Result<Self> {
         let opened = transport::open(server, encryption).await?;
         let encrypted = opened.encrypted;
         let database = match purpose {

@@ -71,9 +71,7 @@ impl Connection {
     /// Sends a piece of data after [`Answer::CopyIn`] or [`Answer::CopyBoth`]. It may wait in a buffer: see
     /// [`flush`](Self::flush).
     pub(crate) async fn send_data(&mut self, data: &[u8]) -> Result<()> {
-        let too_long = |source| {
-            Error::new(ErrorKind::Internal, "a piece of data is too long").caused_by(source)
-        };
+        let too_long = |source| Error::new(ErrorKind::Internal, "a piece of data is too long").caused_by(source);
         CopyData::new(data).map_err(too_long)?.write(self.framed.outbox());
         if self.framed.is_full() { self.framed.flush().await } else { Ok(()) }
     }

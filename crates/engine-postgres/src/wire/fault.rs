@@ -71,12 +71,16 @@ impl ServerError {
             "28000" => (ErrorKind::PermissionDenied, self.entrance(user)),
             "42501" => (
                 ErrorKind::PermissionDenied,
-                say("a physical backup needs `ALTER ROLE {user} REPLICATION;` (`stackward init` writes the whole role into a new plan)"),
+                say(
+                    "a physical backup needs `ALTER ROLE {user} REPLICATION;` (`stackward init` writes the whole role into a new plan)",
+                ),
             ),
             "3D000" => (ErrorKind::NotFound, say("name an existing database in the plan's `url`")),
             "53300" => (
                 ErrorKind::Busy,
-                say("raise `max_wal_senders` (a backup uses two connections) or `max_connections`, or end other sessions"),
+                say(
+                    "raise `max_wal_senders` (a backup uses two connections) or `max_connections`, or end other sessions",
+                ),
             ),
             "53400" => (
                 ErrorKind::Busy,

@@ -193,7 +193,10 @@ pub(crate) fn garbled() -> Error {
 /// A message of a type that does not belong here.
 pub(crate) fn unexpected(frame: &Frame, awaited: &str) -> Error {
     let tag = char::from(frame.tag).escape_default().to_string();
-    Error::new(ErrorKind::Unsupported, format!("the server sent a message of type `{tag}` where {awaited} was expected"))
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("the server sent a message of type `{tag}` where {awaited} was expected"),
+    )
 }
 
 #[cfg(test)]

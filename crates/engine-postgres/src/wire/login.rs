@@ -170,9 +170,7 @@ impl Login<'_> {
     }
 
     fn refuse(&self, message: impl Into<String>, hint: impl Into<String>) -> Error {
-        Error::new(ErrorKind::PermissionDenied, message.into())
-            .with("server", self.server.describe())
-            .hint(hint.into())
+        Error::new(ErrorKind::PermissionDenied, message.into()).with("server", self.server.describe()).hint(hint.into())
     }
 
     async fn clear_text(&mut self) -> Result<()> {

@@ -119,7 +119,9 @@ pub(super) fn slot_name(name: &str) -> Result<&str> {
 
 fn slot_hint(error: Error, name: &str) -> Error {
     match super::server_error(&error).map(|server| server.code.as_str()) {
-        Some("55000") => error.hint("set `wal_level = replica` and `max_replication_slots = 10`, and restart the server"),
+        Some("55000") => {
+            error.hint("set `wal_level = replica` and `max_replication_slots = 10`, and restart the server")
+        }
         Some("42710") => error.hint(format!("the slot `{name}` exists; drop it, or name another in the plan")),
         _ => error,
     }

@@ -46,7 +46,8 @@ fn section(path: &Path, name: &str) -> Result<Option<BTreeMap<String, String>>> 
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("cannot read the service file", path, source))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::io("cannot read the service file", path, source))?;
     let mut within = false;
     let mut found = None;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -57,7 +58,8 @@ fn section(path: &Path, name: &str) -> Result<Option<BTreeMap<String, String>>> 
             }
         } else if let (true, Some(parameters)) = (within, found.as_mut()) {
             // The value is not quoted: it could be a password.
-            let bad = |why: &str| Error::new(ErrorKind::Plan, format!("the service `{name}` in {} {why}", path.display()));
+            let bad =
+                |why: &str| Error::new(ErrorKind::Plan, format!("the service `{name}` in {} {why}", path.display()));
             let (key, value) = line.split_once('=').ok_or_else(|| bad("has a line without `=`"))?;
             if key.trim() == "password" {
                 return Err(bad("holds a password")
@@ -78,7 +80,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let places = ["none", "own", "system"].map(|name| folder.path().join(name));
         std::fs::write(&places[1], "# ours\n[other]\nhost=wrong\n\n[db]\nhost = db.example\nport=6543\n").unwrap();
-        std::fs::write(&places[2], "[db]\nhost=never\n[all]\nuser=backup\n[bad]\npassword=hunter2\n[odd]\nxx\n").unwrap();
+        std::fs::write(&places[2], "[db]\nhost=never\n[all]\nuser=backup\n[bad]\npassword=hunter2\n[odd]\nxx\n")
+            .unwrap();
         let found = look("db", &places).unwrap();
         let expected = BTreeMap::from([("host".to_owned(), "db.example".to_owned()), ("port".into(), "6543".into())]);
         assert_eq!(found, expected);

@@ -70,11 +70,14 @@ async fn passwords_by_every_method_and_from_a_password_file() {
     let running = PrivatePostgres::start();
     let right = secret("right-hunter2");
     let wrong = secret("wrong-hunter2");
-    running.sql("postgres", "SET password_encryption = 'md5'; CREATE ROLE old REPLICATION LOGIN PASSWORD 'right-hunter2'");
-    running.sql("postgres", "CREATE ROLE new REPLICATION LOGIN PASSWORD 'right-hunter2'");
+    running
+        .sql("postgres", "SET password_encryption = 'md5'; CREATE ROLE old REPLICATION LOGIN PASSWORD 'right-hunter2'");
+    running.sql(
+        "postgres",
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE new REPLICATION LOGIN PASSWORD 'right-hunter2'",
+    );
     for (method, user) in [("md5", "old"), ("scram-sha-256", "new"), ("password", "new")] {
         running.set_hba(&format!("local all postgres trust\nlocal replication all {method}\n"));
-        while !running.sql("postgres", "select auth_method from pg_hba_file_rules where database = '{replication}'").contains(method) {}
         connects(&over_socket(&running, &format!("user: {user}, {}", password(&right)))).await.unwrap();
         let error = refused(&over_socket(&running, &format!("user: {user}, {}", password(&wrong)))).await;
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{method}: {error:?}");
@@ -99,7 +102,6 @@ async fn who_may_not_replicate_is_told_what_is_missing() {
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
     assert!(error.remedy().unwrap().contains("ALTER ROLE app REPLICATION"), "{error:?}");
     running.set_hba("local all all trust\n");
-    while running.sql("postgres", "select count(*) from pg_hba_file_rules") != "1" {}
     let error = refused(&over_socket(&running, "user: backup")).await;
     assert!(error.remedy().unwrap().contains("local replication backup"), "{error:?}");
     let error = refused(&over_socket(&running, "user: nobody-there")).await;
@@ -119,21 +121,21 @@ async fn tls_proves_both_sides_and_binds_the_login() {
     {
         running.set(setting, &format!("'{}'", running.adopt(&file).display()));
     }
-    running.sql("postgres", "CREATE ROLE backup LOGIN REPLICATION PASSWORD 'right-hunter2'");
+    running.sql(
+        "postgres",
+        "SET password_encryption = 'scram-sha-256'; CREATE ROLE backup LOGIN REPLICATION PASSWORD 'right-hunter2'",
+    );
     running.sql("postgres", "CREATE ROLE cert LOGIN REPLICATION");
     running.set_hba(
         "local all all trust\nhostssl replication cert all cert\nhostssl replication backup all scram-sha-256\n\
          hostnossl replication postgres all trust\n",
     );
     running.set("ssl", "on");
-    while running.sql("postgres", "show ssl") != "on" {}
     let right = password(&secret_kept());
     let ca = certificates.ca();
     let root = format!("sslrootcert={}", ca.display());
     let tcp = |host: &str, query: &str| over_tcp(&running, "backup", host, query, &right);
     let strict = format!("sslmode=verify-full&{root}&channel_binding=require");
-    // The reload may not have reached the postmaster yet.
-    while connects(&tcp("localhost", &strict)).await.is_err() {}
     let connection = connects(&tcp("127.0.0.1", &strict)).await.unwrap();
     assert!(connection.is_encrypted());
     for mode in ["allow", "prefer", "require", "verify-ca"] {
@@ -147,7 +149,9 @@ async fn tls_proves_both_sides_and_binds_the_login() {
     let error = refused(&tcp("localhost", "sslmode=disable&channel_binding=require")).await;
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
     // Only without encryption: `prefer` falls back, `require` does not.
-    assert!(!connects(&over_tcp(&running, "postgres", "localhost", "sslmode=prefer", "")).await.unwrap().is_encrypted());
+    assert!(
+        !connects(&over_tcp(&running, "postgres", "localhost", "sslmode=prefer", "")).await.unwrap().is_encrypted()
+    );
     refused(&over_tcp(&running, "postgres", "localhost", "sslmode=require", "")).await;
     // Another authority than the server's.
     let other = Certificates::new();
@@ -158,13 +162,15 @@ async fn tls_proves_both_sides_and_binds_the_login() {
     // A name that the certificate does not have: the address is another form of the same server.
     let error = refused(&tcp("127.1", &strict)).await;
     assert!(error.kind() == ErrorKind::PermissionDenied || error.kind() == ErrorKind::Plan, "{error:?}");
-    connects(&tcp("127.1", &format!("sslmode=verify-ca&{root}"))).await.map(|_| ()).or_else(|error| {
-        if error.kind() == ErrorKind::Plan { Ok(()) } else { Err(error) }
-    })
-    .unwrap();
+    connects(&tcp("127.1", &format!("sslmode=verify-ca&{root}")))
+        .await
+        .map(|_| ())
+        .or_else(|error| if error.kind() == ErrorKind::Plan { Ok(()) } else { Err(error) })
+        .unwrap();
     // A client certificate in place of a password.
     let client = certificates.client("cert");
-    let with = format!("{root}&sslmode=verify-full&sslcert={}&sslkey={}", client.certificate.display(), client.key.display());
+    let with =
+        format!("{root}&sslmode=verify-full&sslcert={}&sslkey={}", client.certificate.display(), client.key.display());
     connects(&over_tcp(&running, "cert", "localhost", &with, "")).await.unwrap();
     let error = refused(&over_tcp(&running, "cert", "localhost", &format!("{root}&sslmode=verify-full"), "")).await;
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
@@ -183,7 +189,6 @@ async fn a_password_is_not_sent_in_clear_text_where_others_can_listen() {
     let running = PrivatePostgres::on_loopback(&[]);
     running.sql("postgres", "ALTER ROLE postgres PASSWORD 'right-hunter2'");
     running.set_hba("local all all trust\nhost all,replication all all password\n");
-    while running.sql("postgres", "select count(*) from pg_hba_file_rules") != "2" {}
     let right = secret("right-hunter2");
     let error = refused(&over_tcp(&running, "postgres", "127.0.0.1", "", &password(&right))).await;
     assert!(error.message().contains("clear text"), "{error:?}");

@@ -78,7 +78,8 @@ impl WalStream {
         from: Lsn,
         timeline: u32,
     ) -> Result<Started> {
-        let slot = slot.map(|name| slot_name(name).map(|name| format!("SLOT {name} "))).transpose()?.unwrap_or_default();
+        let slot =
+            slot.map(|name| slot_name(name).map(|name| format!("SLOT {name} "))).transpose()?.unwrap_or_default();
         connection.begin(&format!("START_REPLICATION {slot}PHYSICAL {from} TIMELINE {timeline}")).await?;
         match connection.answer().await? {
             Answer::CopyBoth => Ok(Started::Streaming(Self { connection, ended: false })),
@@ -165,7 +166,8 @@ async fn finish(connection: &mut Connection, mut next: Option<NextTimeline>) -> 
 
 fn next_timeline(rows: &RawRows) -> Result<Option<NextTimeline>> {
     let Some(row) = rows.first() else { return Ok(None) };
-    let text = |column: usize| row.get(column).cloned().flatten().map(|text| String::from_utf8_lossy(&text).into_owned());
+    let text =
+        |column: usize| row.get(column).cloned().flatten().map(|text| String::from_utf8_lossy(&text).into_owned());
     let start = lsn(text(1).as_deref(), "the next timeline's start")?;
     Ok(Some(NextTimeline { timeline: number(text(0), "the next timeline")?, start }))
 }

@@ -51,7 +51,8 @@ fn filled(settings: &[(&str, &str)]) -> PrivatePostgres {
 }
 
 const SPACED: &str = "select count(*), sum(hashtext(t)) from spaced";
-const ACCOUNTS: &str = "select count(*), sum(abalance) = (select sum(bbalance) from pgbench_branches) from pgbench_accounts";
+const ACCOUNTS: &str =
+    "select count(*), sum(abalance) = (select sum(bbalance) from pgbench_branches) from pgbench_accounts";
 
 #[tokio::test]
 async fn a_cluster_comes_back_whole_while_it_is_worked_on() {
@@ -61,7 +62,10 @@ async fn a_cluster_comes_back_whole_while_it_is_worked_on() {
     drop(busy);
     assert_eq!(saved.record().mode.as_deref(), Some("physical"));
     let details = details(&saved);
-    assert_eq!(details["system_identifier"], server.sql("postgres", "select system_identifier from pg_control_system()"));
+    assert_eq!(
+        details["system_identifier"],
+        server.sql("postgres", "select system_identifier from pg_control_system()")
+    );
     assert_eq!(details["tablespaces"].as_array().unwrap().len(), 1);
     assert_eq!(details["data_checksums"], true);
     assert_eq!(details["settings"]["max_connections"], 50);
@@ -144,10 +148,12 @@ async fn a_role_for_backups_can_do_this_and_nothing_else() {
     std::fs::write(&secret, "hunter2-of-the-role").unwrap();
     // What `stackward init` writes.
     for (statement, _) in engine_postgres::BACKUP_ROLE {
-        server.sql("postgres", &statement.replace('…', "hunter2-of-the-role"));
+        let method = "set password_encryption = 'scram-sha-256'; ".to_owned();
+        server.sql("postgres", &(method + &statement.replace('…', "hunter2-of-the-role")));
     }
-    server.set_hba("local all postgres trust\nlocal replication stackward scram-sha-256\nlocal postgres stackward scram-sha-256\n");
-    while server.sql("postgres", "select count(*) from pg_hba_file_rules") != "3" {}
+    server.set_hba(
+        "local all postgres trust\nlocal replication stackward scram-sha-256\nlocal postgres stackward scram-sha-256\n",
+    );
     let role = format!("{PHYSICAL}, user: stackward, password: {{ file: {} }}", secret.path().display());
     let engine = engine(&server, &role);
     let preflight = engine.source.preflight(&context()).await.unwrap();
@@ -158,8 +164,11 @@ async fn a_role_for_backups_can_do_this_and_nothing_else() {
     assert!(saved.record().artifact(&config).is_some());
     let denied = server.try_sql("postgres", "set role stackward; select * from pgbench_accounts").unwrap_err();
     assert!(denied.contains("permission denied"), "{denied}");
-    let denied = server.try_sql("postgres", "set role stackward; create table mine ()").unwrap_err();
-    assert!(denied.contains("permission denied"), "{denied}");
+    // Before 15 everybody may create tables.
+    if server.major() >= 15 {
+        let denied = server.try_sql("postgres", "set role stackward; create table mine ()").unwrap_err();
+        assert!(denied.contains("permission denied"), "{denied}");
+    }
     let manifest = serde_json::to_string(&saved.manifest).unwrap();
     assert!(!manifest.contains("hunter2") && !format!("{:?}", saved.recorder.events()).contains("hunter2"));
 }
@@ -172,7 +181,6 @@ async fn what_stands_in_the_way_is_told_with_the_remedy() {
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
     assert!(error.remedy().unwrap().contains("ALTER ROLE plain REPLICATION"), "{error:?}");
     server.set_hba("local all all trust\n");
-    while server.sql("postgres", "select count(*) from pg_hba_file_rules") != "1" {}
     let error = fails(&server, &format!("{PHYSICAL}, user: backup")).await;
     assert!(error.remedy().unwrap().contains("pg_hba.conf"), "{error:?}");
     drop(server);

@@ -283,8 +283,9 @@ fn without_increment(label: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn check_segment(head: &[u8], segment: WalSegment, shape: Shape) -> Result<()> {
-    let header = PageHeader::parse(head)
-        .map_err(|error| Error::new(error.kind(), format!("the segment {segment} of the log is damaged")).caused_by(error))?;
+    let header = PageHeader::parse(head).map_err(|error| {
+        Error::new(error.kind(), format!("the segment {segment} of the log is damaged")).caused_by(error)
+    })?;
     header.check(segment)?;
     if header.system != shape.system_identifier {
         let message = format!("the segment {segment} of the log belongs to another server ({})", header.system);
@@ -299,7 +300,8 @@ mod tests {
 
     #[test]
     fn the_label_of_an_increment_becomes_that_of_a_full_backup() {
-        let label = b"START WAL LOCATION: 0/2000028\nINCREMENTAL FROM LSN: 0/1000028\nINCREMENTAL FROM TLI: 1\nLABEL: x\n";
+        let label =
+            b"START WAL LOCATION: 0/2000028\nINCREMENTAL FROM LSN: 0/1000028\nINCREMENTAL FROM TLI: 1\nLABEL: x\n";
         assert_eq!(without_increment(label).unwrap(), b"START WAL LOCATION: 0/2000028\nLABEL: x\n");
     }
 
