@@ -8,6 +8,15 @@
 //! [`Connection::identify_system`], [`create_slot`](Connection::create_slot), … (`replication.rs`) for the short commands;
 //! [`Connection::begin`], [`answer`](Connection::answer), [`copy_data`](Connection::copy_data) for a base backup;
 //! [`WalStream::start`] for the log. Dropping any of them in its midst tells the server to cancel.
+#![cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the log is streamed by its receiver, which comes next; the tests use it all"
+    )
+)]
+#![cfg_attr(test, expect(unused_imports, reason = "types that the receiver of the log will name"))]
 
 mod channel_binding;
 mod connection;
@@ -24,7 +33,7 @@ mod tls;
 mod transport;
 mod wal_stream;
 
-pub(crate) use connection::{Connection, Purpose, Rows};
+pub(crate) use connection::{Connection, Purpose};
 pub(crate) use copy::Answer;
 pub(crate) use fault::{ServerError, server_error};
 pub(crate) use replication::{Slot, SlotKind, SystemIdentity, TimelineHistory};

@@ -335,7 +335,10 @@ async fn the_log_goes_on_after_a_promotion_on_the_next_timeline() {
     let error = connection.timeline_history(7).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
     match WalStream::start(connection, None, next.start, 1).await.unwrap() {
-        Started::Ended(_, again) => assert_eq!(again, Some(next)),
+        Started::Ended(mut connection, again) => {
+            assert_eq!(again, Some(next));
+            connection.identify_system().await.unwrap();
+        }
         Started::Streaming(_) => panic!("there is nothing to stream"),
     }
 }
