@@ -264,6 +264,36 @@ impl PrivatePostgres {
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("signal the server");
     }
 
+    /// Starts a server on a copy of the base backup `base`, with these lines of configuration, and waits until its recovery
+    /// has ended.
+    ///
+    /// # Panics
+    /// When it does not recover; the message has its log.
+    #[must_use]
+    pub fn recovered_from(base: &Path, settings: &str) -> Self {
+        let folder = private_folder();
+        let data = folder.path().join("data");
+        let server = Self { folder, bin: bin(), settings: Vec::new(), port: PORT, data };
+        run(command(Path::new("cp")).arg("-a").arg(base).arg(server.data_folder()));
+        server.write_settings();
+        let append = |name: &str, text: &str| {
+            let path = server.data_folder().join(name);
+            let mut file =
+                std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file of the server");
+            file.write_all(text.as_bytes()).expect("write it");
+        };
+        append("postgresql.conf", settings);
+        append("recovery.signal", "");
+        server.launch();
+        loop {
+            match server.try_sql("postgres", "select pg_is_in_recovery()") {
+                Ok(answer) if answer == "f" => return server,
+                Ok(_) => {}
+                Err(why) => panic!("it does not recover: {why}\n{}", server.log()),
+            }
+        }
+    }
+
     /// Makes a standby a primary, on a new timeline, and waits until it is one.
     ///
     /// # Panics

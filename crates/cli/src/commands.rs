@@ -15,6 +15,8 @@ pub(crate) mod schema;
 mod show;
 mod validate;
 mod verify;
+#[cfg(feature = "postgres")]
+pub(crate) mod wal;
 
 use backup_core::{Error, ErrorKind, Result};
 
@@ -40,6 +42,8 @@ pub(crate) async fn run(session: &Session<'_>, command: &Command) -> Result<Exit
         }
         Command::Drill(args) => drill::run(session, args).await.map_err(|error| reword(error, "nothing was proven")),
         Command::Key(command) => key::run(session, command).await,
+        #[cfg(feature = "postgres")]
+        Command::Wal(command) => wal::run(session, command).await,
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(session, args).await,
         Command::Schema(_) | Command::Completions(_) | Command::Reference(_) => {

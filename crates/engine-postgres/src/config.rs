@@ -46,6 +46,11 @@ pub(crate) struct PostgresConfig {
     /// How to save: `physical` (a base backup of the whole cluster over the replication protocol), `logical` (`pg_dump`),
     /// or both into one snapshot. By default `[logical]`.
     modes: Option<Vec<Mode>>,
+    /// How the write-ahead log is archived, so that every moment can be recovered: `stream` (`stackward wal receive`
+    /// follows a replication slot) or `push` (the server's `archive_command` calls `stackward wal push`). By default not at all.
+    wal: Option<WalMode>,
+    /// The replication slot that `wal: stream` uses, and makes when it is not there. By default `stackward_` and the source's name.
+    slot: Option<String>,
     /// Whether a physical backup reads only what changed since the last one, where the server can tell (PostgreSQL 17 and
     /// newer with `summarize_wal = on`). Each snapshot is whole all the same. By default `auto`.
     #[serde(default)]
@@ -71,6 +76,16 @@ pub(crate) enum Mode {
     Logical,
     /// The files of the whole cluster, over the replication protocol.
     Physical,
+}
+
+/// How the write-ahead log is archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WalMode {
+    /// By `stackward wal receive`, through a replication slot.
+    Stream,
+    /// By the server's `archive_command`, which calls `stackward wal push`.
+    Push,
 }
 
 /// Whether a physical backup reads only what changed.
@@ -106,6 +121,9 @@ pub(crate) struct Settings {
     pub(crate) exclude: Vec<String>,
     pub(crate) fingerprint: FingerprintMode,
     pub(crate) jobs: usize,
+    pub(crate) wal: Option<WalMode>,
+    /// The slot, when the plan names one.
+    pub(crate) slot: Option<String>,
     pub(crate) modes: Vec<Mode>,
     pub(crate) increments: Increments,
 }
@@ -172,6 +190,18 @@ impl Settings {
         if !(1..=MAX_JOBS).contains(&jobs) {
             return Err(node.error(format!("`jobs` must be 1 to {MAX_JOBS}")));
         }
+        if config.slot.is_some() && config.wal != Some(WalMode::Stream) {
+            return Err(node
+                .error("`slot` is for `wal: stream`")
+                .hint("write `wal: stream` as well, or leave `slot` out"));
+        }
+        if let Some(slot) = &config.slot
+            && crate::wire::slot_name(slot).is_err()
+        {
+            return Err(node
+                .error(format!("`{}` cannot be the name of a replication slot", slot.escape_debug()))
+                .hint("1 to 63 of a-z, 0-9 and `_`"));
+        }
         let endpoint = endpoint(&config).map_err(|error| match error.remedy() {
             Some(hint) => node.error(error.message()).hint(hint.to_owned()),
             None => node.error(error.message()),
@@ -185,6 +215,8 @@ impl Settings {
             exclude: config.exclude,
             fingerprint: config.fingerprint,
             jobs,
+            wal: config.wal,
+            slot: config.slot,
             modes: config.modes.unwrap_or_else(|| vec![Mode::Logical]),
             increments: config.increments,
         })
@@ -333,6 +365,9 @@ mod tests {
             ("databases: []", "databases"),
             ("jobs: 0", "jobs"),
             ("sockets: /run", "sockets"),
+            ("wal: streams", "stream"),
+            ("{ wal: push, slot: a }", "wal: stream"),
+            ("{ wal: stream, slot: A-B }", "slot"),
         ];
         for (yaml, word) in cases {
             let error = parse(yaml).unwrap_err();
@@ -346,7 +381,7 @@ mod tests {
     fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 14);
+        assert_eq!(fields.len(), 16);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

@@ -4,12 +4,15 @@
 //! are the same in versions 13 to 18.
 
 mod chain;
+mod fetch;
 mod history;
 mod names;
 mod page;
 mod push;
+pub(crate) mod receive;
 
 pub use chain::{Chain, Hole, Span};
+pub use fetch::fetch;
 pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};

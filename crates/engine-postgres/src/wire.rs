@@ -36,6 +36,6 @@ mod wal_stream;
 pub(crate) use connection::{Connection, Purpose};
 pub(crate) use copy::Answer;
 pub(crate) use fault::{ServerError, server_error};
-pub(crate) use replication::{Slot, SlotKind, SystemIdentity, TimelineHistory};
+pub(crate) use replication::{Slot, SlotKind, SystemIdentity, TimelineHistory, slot_name};
 pub(crate) use service::service;
 pub(crate) use wal_stream::{NextTimeline, Received, Reply, Started, WalStream};

@@ -13,4 +13,5 @@ mod recover;
 #[path = "../support/mod.rs"]
 mod support;
 mod together;
+mod wal;
 mod whole_stack;

@@ -69,6 +69,8 @@ pub(crate) struct Connection {
     pub(super) busy: bool,
     /// Whether the server ended the session.
     over: bool,
+    /// What the server refused, until it is ready again.
+    refused: Option<ServerError>,
 }
 
 impl Connection {
@@ -137,6 +139,7 @@ impl Connection {
             notices: Vec::new(),
             busy: false,
             over: false,
+            refused: None,
         };
         connection.get_ready().await?;
         Ok(connection)
@@ -241,18 +244,28 @@ impl Connection {
     }
 
     /// The next message that answers a command. Notices are kept, changed settings noted; an error is returned once the
-    /// server is ready again. Cancel safe but for that last wait.
+    /// server is ready again, so that the session can be used. Cancel safe.
     pub(super) async fn next(&mut self, doing: &str) -> Result<Frame> {
         loop {
             let frame = match self.framed.read().await {
                 Ok(frame) => frame,
                 Err(error) => {
                     self.over = true;
-                    return Err(error.with("server", self.server.describe()));
+                    // Why it ended was told before.
+                    let told = self.refused.take().map(|refused| self.complain(refused, doing));
+                    return Err(told.unwrap_or_else(|| error.with("server", self.server.describe())));
                 }
             };
             match frame.tag {
-                b'E' => return Err(self.refused(&frame, doing).await),
+                b'E' => {
+                    let refused = ServerError::parse(&frame)?;
+                    self.over |= refused.is_fatal();
+                    let refused = self.refused.take().unwrap_or(refused);
+                    if self.over {
+                        return Err(self.complain(refused, doing));
+                    }
+                    self.refused = Some(refused);
+                }
                 b'N' => {
                     let notice = ServerError::parse(&frame)?;
                     if self.notices.len() < MAX_NOTICES {
@@ -266,31 +279,20 @@ impl Connection {
                 b'A' => {}
                 b'Z' => {
                     self.busy = false;
-                    return Ok(frame);
+                    return match self.refused.take() {
+                        Some(refused) => Err(self.complain(refused, doing)),
+                        None => Ok(frame),
+                    };
                 }
+                // What was under way when it was refused.
+                _ if self.refused.is_some() => {}
                 _ => return Ok(frame),
             }
         }
     }
 
-    /// Reads on until the server is ready, so that the session can be used after an error.
-    async fn refused(&mut self, frame: &Frame, doing: &str) -> Error {
-        let error = match ServerError::parse(frame) {
-            Ok(error) => error,
-            Err(error) => return error,
-        };
-        self.over = self.over || error.is_fatal();
-        while !self.over {
-            match self.framed.read().await {
-                Ok(frame) if frame.tag == b'Z' => {
-                    self.busy = false;
-                    break;
-                }
-                Ok(_) => {}
-                Err(_) => self.over = true,
-            }
-        }
-        error.into_error(doing.to_owned(), &self.server.endpoint.user).with("server", self.server.describe())
+    fn complain(&self, refused: ServerError, doing: &str) -> Error {
+        refused.into_error(doing.to_owned(), &self.server.endpoint.user).with("server", self.server.describe())
     }
 
     /// Says good-bye.

@@ -108,7 +108,7 @@ impl Connection {
 }
 
 /// Names of slots are plain, so they need no quoting (PostgreSQL manual, "Replication Slots").
-pub(super) fn slot_name(name: &str) -> Result<&str> {
+pub(crate) fn slot_name(name: &str) -> Result<&str> {
     let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
     if plain && (1..=63).contains(&name.len()) {
         return Ok(name);

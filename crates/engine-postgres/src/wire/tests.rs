@@ -256,7 +256,7 @@ async fn receive(stream: &mut WalStream, mut at: Lsn, to: Lsn) -> Vec<u8> {
                     stream.confirm(at, at, Reply::NotNeeded).await.unwrap();
                 }
             }
-            Received::Ended(_) => panic!("the log ended"),
+            Received::Ended => panic!("the log ended"),
         }
     }
     stream.confirm(at, at, Reply::Requested).await.unwrap();
@@ -322,13 +322,10 @@ async fn the_log_goes_on_after_a_promotion_on_the_next_timeline() {
         panic!("it streams")
     };
     standby.promote();
-    let next = loop {
-        if let Received::Ended(next) = stream.next().await.unwrap() {
-            break next.expect("another timeline follows");
-        }
-    };
+    while stream.next().await.unwrap() != Received::Ended {}
+    let (mut connection, next) = stream.finish().await.unwrap();
+    let next = next.expect("another timeline follows");
     assert_eq!(next.timeline, 2);
-    let mut connection = stream.into_connection();
     let history = connection.timeline_history(2).await.unwrap();
     assert_eq!(history.file, "00000002.history");
     assert!(String::from_utf8_lossy(&history.content).contains(&next.start.to_string()));

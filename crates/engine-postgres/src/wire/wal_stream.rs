@@ -39,8 +39,8 @@ pub(crate) enum Received {
     },
     /// A sign of life. When `reply` is set, the server wants one, too: send [`WalStream::confirm`] soon.
     Keepalive { end: Lsn, reply: bool },
-    /// The timeline ended, or the server stops. Take the session back with [`WalStream::into_connection`].
-    Ended(Option<NextTimeline>),
+    /// The timeline ended, or the server stops: [`WalStream::finish`] tells which.
+    Ended,
 }
 
 /// How `START_REPLICATION` begins.
@@ -92,7 +92,7 @@ impl WalStream {
         }
     }
 
-    /// What comes next. Cancel safe, but for the call that returns [`Received::Ended`].
+    /// What comes next. Cancel safe.
     ///
     /// # Errors
     /// [`ErrorKind::Unreachable`] when the connection ended; what the server reports.
@@ -102,8 +102,7 @@ impl WalStream {
         }
         let Some(data) = self.connection.copy_data().await? else {
             self.ended = true;
-            self.connection.end_data().await?;
-            return finish(&mut self.connection, None).await.map(Received::Ended);
+            return Ok(Received::Ended);
         };
         let mut body = Body(data);
         match body.u8()? {
@@ -147,9 +146,11 @@ impl WalStream {
         Ok(self.connection)
     }
 
-    /// The session, after [`Received::Ended`].
-    pub(crate) fn into_connection(self) -> Connection {
-        self.connection
+    /// After [`Received::Ended`]: the session, and where the log goes on; nowhere when the server stops.
+    pub(crate) async fn finish(mut self) -> Result<(Connection, Option<NextTimeline>)> {
+        self.connection.end_data().await?;
+        let next = finish(&mut self.connection, None).await?;
+        Ok((self.connection, next))
     }
 }
 
