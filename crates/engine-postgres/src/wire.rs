@@ -8,15 +8,6 @@
 //! [`Connection::identify_system`], [`create_slot`](Connection::create_slot), … (`replication.rs`) for the short commands;
 //! [`Connection::begin`], [`answer`](Connection::answer), [`copy_data`](Connection::copy_data) for a base backup;
 //! [`WalStream::start`] for the log. Dropping any of them in its midst tells the server to cancel.
-#![cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the log is streamed by its receiver, which comes next; the tests use it all"
-    )
-)]
-#![cfg_attr(test, expect(unused_imports, reason = "types that the receiver of the log will name"))]
 
 mod channel_binding;
 mod connection;
@@ -36,6 +27,6 @@ mod wal_stream;
 pub(crate) use connection::{Connection, Purpose};
 pub(crate) use copy::Answer;
 pub(crate) use fault::{ServerError, server_error};
-pub(crate) use replication::{Slot, SlotKind, SystemIdentity, TimelineHistory, slot_name};
+pub(crate) use replication::{Slot, SlotKind, SystemIdentity, slot_name};
 pub(crate) use service::service;
-pub(crate) use wal_stream::{NextTimeline, Received, Reply, Started, WalStream};
+pub(crate) use wal_stream::{Received, Reply, Started, WalStream};
