@@ -96,7 +96,7 @@ fn show_server(
             ));
         }
         (Some(bytes), None) => {
-            out.line(format!("{source}: the server is {} ahead of the archive", output::bytes(bytes)))
+            out.line(format!("{source}: the server is {} ahead of the archive", output::bytes(bytes)));
         }
         (None, _) => {}
     }
