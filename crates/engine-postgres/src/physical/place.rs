@@ -114,12 +114,47 @@ pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout,
     for folder in std::iter::once(&layout.data).chain(layout.tablespaces.values()) {
         make_folder(&staging.path(folder), PRIVATE, owner)?;
     }
+    // Whoever writes a file ends before we return, whatever happened: else it could write after the staging was removed.
+    let stop = cx.cancellation().child_token();
+    let mut writing = JoinSet::new();
+    let writers = cx.clone().cancelled_by(stop.clone());
+    let mut result = write_all(&writers, from, layout, staging, owner, &mut writing).await;
+    if result.is_err() {
+        stop.cancel();
+    }
+    while let Some(done) = writing.join_next().await {
+        if let Err(error) = finished(done)
+            && result.is_ok()
+        {
+            stop.cancel();
+            result = Err(error);
+        }
+    }
+    let placed = result?;
+    cx.check_cancelled()?;
+    let data = staging.path(&layout.data);
+    layout.tablespaces.iter().try_for_each(|(oid, folder)| link(&data, *oid, folder, owner))?;
+    if !layout.tablespaces.is_empty() {
+        write_map(&data, &layout.map(), owner)?;
+    }
+    sync(&data)?;
+    layout.tablespaces.values().try_for_each(|folder| sync(&staging.path(folder)))?;
+    Ok(placed)
+}
+
+/// Makes the folders, and hands the files to writers.
+async fn write_all(
+    cx: &RunContext,
+    from: &BackupReader,
+    layout: &Layout,
+    staging: &Staging,
+    owner: Option<Owner>,
+    writing: &mut JoinSet<Result<()>>,
+) -> Result<Placed> {
     let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
     let slots = Arc::new(Semaphore::new(cx.jobs()));
-    let mut writing = JoinSet::new();
     let mut placed = Placed::default();
     while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
-        cx.check_cancelled()?;
         while let Some(done) = writing.try_join_next() {
             finished(done)?;
         }
@@ -149,17 +184,6 @@ pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout,
             _ => return Err(Error::new(ErrorKind::Damaged, format!("`{}` is no file of a server", entry.path))),
         }
     }
-    while let Some(done) = writing.join_next().await {
-        finished(done)?;
-    }
-    cx.check_cancelled()?;
-    let data = staging.path(&layout.data);
-    layout.tablespaces.iter().try_for_each(|(oid, folder)| link(&data, *oid, folder, owner))?;
-    if !layout.tablespaces.is_empty() {
-        write_map(&data, &layout.map(), owner)?;
-    }
-    sync(&data)?;
-    layout.tablespaces.values().try_for_each(|folder| sync(&staging.path(folder)))?;
     Ok(placed)
 }
 
