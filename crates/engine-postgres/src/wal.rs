@@ -10,6 +10,7 @@ mod names;
 mod page;
 mod push;
 pub(crate) mod receive;
+mod server_view;
 
 pub use chain::{Chain, Hole, Span};
 pub use fetch::fetch;
@@ -17,3 +18,4 @@ pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
+pub use server_view::{ArchiverView, ServerView, SlotView};
