@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::engine::{
-    DrillReport, Driller, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer, Source, SourceSummary,
-    Verifier, VerifyReport,
+    DrillReport, Driller, Existing, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer, Source,
+    SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::Host;
@@ -16,7 +16,7 @@ use backup_core::{BackupReader, BackupWriter, RunContext};
 
 use crate::config::{Mode, Settings};
 use crate::logical::Logical;
-use crate::physical::{ConfigFiles, Layout, Physical, PhysicalDetails};
+use crate::physical::{ConfigFiles, Layout, Physical, PhysicalDetails, Staging};
 
 /// See the module.
 #[derive(Debug)]
@@ -115,17 +115,19 @@ impl Restorer for Cluster {
             Place::Folder(folder) if plan.target.select.is_empty() && plan.target.rename.is_none() => {
                 plan.target.existing.check_folder(folder)?;
                 let layout = Layout::below(folder, &details);
-                let logical = has_logical(from.record());
-                // First the dumps: they go beside the data directory, and check for themselves that nothing is there.
-                let mut report = RestoreReport::default();
-                if logical {
-                    report = self.logical.restore(cx, from, plan.clone()).await?;
+                let (mut report, staged) =
+                    Box::pin(Physical::restore_into(cx, from, &details, folder, &layout)).await?;
+                if has_logical(from.record()) {
+                    // What stands there now is ours.
+                    let target = RestoreTarget { existing: Existing::Replace, ..plan.target.clone() };
+                    let logical = self.logical.restore(cx, from, RestorePlan { target, ..plan }).await?;
+                    report.restored.extend(logical.restored);
+                    report.bytes += logical.bytes;
+                    report.items += logical.items;
+                    report.warnings.extend(logical.warnings);
                 }
-                let placed = Physical::restore_into(cx, from, &details, folder, &layout).await?;
-                report.restored.extend(placed.restored);
-                report.bytes += placed.bytes;
-                report.items += placed.items;
-                report.warnings.extend(placed.warnings);
+                cx.check_cancelled()?;
+                staged.into_iter().try_for_each(Staging::finish)?;
                 Ok(report)
             }
             _ if has_logical(from.record()) => self.logical.restore(cx, from, plan).await,

@@ -14,6 +14,7 @@ mod privileges;
 mod receiver;
 mod restore;
 mod server_manifest;
+mod staging;
 mod stream;
 mod tar;
 mod verify;
@@ -30,6 +31,7 @@ pub(crate) use details::PhysicalDetails;
 pub(crate) use place::Layout;
 pub(crate) use preflight::is_memo;
 pub(crate) use privileges::{ROLE, comments as role_comments};
+pub(crate) use staging::Staging;
 
 /// One configured server, saved physically.
 #[derive(Debug)]

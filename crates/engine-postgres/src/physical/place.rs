@@ -1,5 +1,6 @@
 //! A base backup's tree becomes a data directory again, with its tablespaces where they shall be now.
 //!
+//! Everything is written into a [`Staging`], which gives it its name at the end.
 //! Invariant: nothing links to where a tablespace was (its files may still be live there): every link and the server's own
 //! `tablespace_map` are written anew, and the manifest agrees with what lies on disk, so `pg_verifybackup` can check it.
 
@@ -22,6 +23,7 @@ use super::backup::{MANIFEST, TREE};
 use super::details::PhysicalDetails;
 use super::receiver::crc32c;
 use super::server_manifest::{Line, ManifestReader, ManifestWriter};
+use super::staging::Staging;
 
 /// Where the tablespaces are, as the server finds it when it recovers.
 const MAP: &str = "tablespace_map";
@@ -51,6 +53,12 @@ impl Layout {
         let place = |oid: u32| folder.join("tablespaces").join(oid.to_string());
         let tablespaces = details.tablespaces.iter().map(|space| (space.oid, place(space.oid))).collect();
         Self { data: folder.join("data"), tablespaces }
+    }
+
+    /// A staging for all of it.
+    pub(crate) fn staging(&self) -> Result<Staging> {
+        let spaces = self.tablespaces.values().map(PathBuf::as_path);
+        Staging::new(std::iter::once(self.data.as_path()).chain(spaces))
     }
 
     /// Where an entry of the tree goes.
@@ -97,25 +105,61 @@ pub(crate) struct Placed {
     pub(crate) bytes: u64,
 }
 
-/// Writes the whole tree. The folders must be empty, or not be there.
+/// Writes the whole tree into `staging`, which must be that of `layout`.
 ///
 /// # Errors
-/// [`ErrorKind::Damaged`] when what is stored is not what was saved; those of the disk. What was written stays then.
-pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout) -> Result<Placed> {
+/// [`ErrorKind::Damaged`] when what is stored is not what was saved; those of the disk.
+pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout, staging: &Staging) -> Result<Placed> {
     let owner = Owner::find()?;
     for folder in std::iter::once(&layout.data).chain(layout.tablespaces.values()) {
-        make_folder(folder, PRIVATE, owner)?;
+        make_folder(&staging.path(folder), PRIVATE, owner)?;
     }
+    // Whoever writes a file ends before we return, whatever happened: else it could write after the staging was removed.
+    let stop = cx.cancellation().child_token();
+    let mut writing = JoinSet::new();
+    let writers = cx.clone().cancelled_by(stop.clone());
+    let mut result = write_all(&writers, from, layout, staging, owner, &mut writing).await;
+    if result.is_err() {
+        stop.cancel();
+    }
+    while let Some(done) = writing.join_next().await {
+        if let Err(error) = finished(done)
+            && result.is_ok()
+        {
+            stop.cancel();
+            result = Err(error);
+        }
+    }
+    let placed = result?;
+    cx.check_cancelled()?;
+    let data = staging.path(&layout.data);
+    layout.tablespaces.iter().try_for_each(|(oid, folder)| link(&data, *oid, folder, owner))?;
+    if !layout.tablespaces.is_empty() {
+        write_map(&data, &layout.map(), owner)?;
+    }
+    sync(&data)?;
+    layout.tablespaces.values().try_for_each(|folder| sync(&staging.path(folder)))?;
+    Ok(placed)
+}
+
+/// Makes the folders, and hands the files to writers.
+async fn write_all(
+    cx: &RunContext,
+    from: &BackupReader,
+    layout: &Layout,
+    staging: &Staging,
+    owner: Option<Owner>,
+    writing: &mut JoinSet<Result<()>>,
+) -> Result<Placed> {
     let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
     let slots = Arc::new(Semaphore::new(cx.jobs()));
-    let mut writing = JoinSet::new();
     let mut placed = Placed::default();
     while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
         while let Some(done) = writing.try_join_next() {
             finished(done)?;
         }
         let entry = stored.entry;
-        let path = layout.place(&entry.path);
+        let path = staging.path(&layout.place(&entry.path));
         match (&entry.kind, stored.content) {
             (EntryKind::Directory, _) => match tablespace(&entry.path) {
                 // Its folder is made already; links come at the end.
@@ -140,15 +184,6 @@ pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout)
             _ => return Err(Error::new(ErrorKind::Damaged, format!("`{}` is no file of a server", entry.path))),
         }
     }
-    while let Some(done) = writing.join_next().await {
-        finished(done)?;
-    }
-    layout.tablespaces.keys().try_for_each(|oid| link(layout, *oid, owner))?;
-    if !layout.tablespaces.is_empty() {
-        write_map(layout, owner)?;
-    }
-    sync(&layout.data)?;
-    layout.tablespaces.values().try_for_each(|folder| sync(folder))?;
     Ok(placed)
 }
 
@@ -232,35 +267,36 @@ fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
     own(path, owner)
 }
 
-fn link(layout: &Layout, oid: u32, owner: Option<Owner>) -> Result<()> {
-    let links = layout.data.join(LINKS);
+/// Links the tablespace `oid` of the data directory `data` to where it will be.
+fn link(data: &Path, oid: u32, folder: &Path, owner: Option<Owner>) -> Result<()> {
+    let links = data.join(LINKS);
     make_folder(&links, PRIVATE, owner)?;
     let path = links.join(oid.to_string());
-    symlink(&layout.tablespaces[&oid], &path)
-        .map_err(|source| Error::io("cannot link the tablespace", &path, source))?;
+    symlink(folder, &path).map_err(|source| Error::io("cannot link the tablespace", &path, source))?;
     own(&path, owner)
 }
 
 /// Writes `tablespace_map` for the new places, and its new length and checksum into the manifest.
-fn write_map(layout: &Layout, owner: Option<Owner>) -> Result<()> {
-    let map = layout.map();
+fn write_map(data: &Path, map: &[u8], owner: Option<Owner>) -> Result<()> {
     let mut digest = crc32c();
-    digest.update(&map);
+    digest.update(map);
     let crc = digest.finalize() as u32;
-    replace(&layout.data.join(MAP), &map, owner)?;
-    let path = layout.data.join(MANIFEST);
+    replace(&data.join(MAP), map, owner)?;
+    let path = data.join(MANIFEST);
     let failed = |source| Error::io("cannot rewrite the manifest", &path, source);
-    let written = layout.data.join(format!("{MANIFEST}.new"));
+    let written = data.join(format!("{MANIFEST}.new"));
     let mut from = std::io::BufReader::new(std::fs::File::open(&path).map_err(failed)?);
     let mut to = std::io::BufWriter::new(std::fs::File::create(&written).map_err(failed)?);
     let (mut reader, mut writer) = (ManifestReader::default(), ManifestWriter::default());
     loop {
-        let mut data = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::Read::take(&mut from, 1 << 16), &mut data).map_err(failed)?;
-        if data.is_empty() {
+        let data = std::io::BufRead::fill_buf(&mut from).map_err(failed)?;
+        let count = data.len();
+        if count == 0 {
             break;
         }
-        for line in reader.push(&data)? {
+        let lines = reader.push(data)?;
+        std::io::BufRead::consume(&mut from, count);
+        for line in lines {
             let bytes = match line {
                 Line::File(file) if file.path()? == MAP.as_bytes() => {
                     writer.file(file.line(MAP.as_bytes(), map.len() as u64, Some(crc))?)
@@ -292,16 +328,17 @@ fn sync(folder: &Path) -> Result<()> {
     rustix::fs::syncfs(&handle).map_err(|source| failed(source.into()))
 }
 
-/// The configuration files, below `folder/config`, as they were laid out.
+/// The configuration files, below `folder/config`, as they were laid out; into a staging of that folder.
 pub(crate) async fn place_config(
     cx: &RunContext,
     from: &BackupReader,
     details: &PhysicalDetails,
     folder: &Path,
+    staging: &Staging,
 ) -> Result<u64> {
     for file in &details.config_files {
         let content = cx.unless_cancelled(from.read(&file.artifact, MAX_SMALL)).await?;
-        let path = folder.join(file.artifact.as_str());
+        let path = staging.path(&folder.join(file.artifact.as_str()));
         if let Some(parent) = path.parent() {
             make_folder(parent, PRIVATE, None)?;
         }

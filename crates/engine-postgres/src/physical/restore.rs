@@ -8,6 +8,7 @@ use backup_core::{BackupReader, RunContext};
 
 use super::backup::TREE;
 use super::place::{Layout, place, place_config};
+use super::staging::Staging;
 use super::{Physical, PhysicalDetails, verify};
 
 impl Physical {
@@ -32,20 +33,25 @@ impl Physical {
         RestorePlan { steps, bytes, target: to.clone(), warnings: damage(details) }
     }
 
-    /// Writes everything below `folder`, the cluster by `layout`.
+    /// Writes everything that shall stand below `folder`, the cluster by `layout`. It stands there only when the staging
+    /// that is returned is finished; dropping it, or this future, leaves nothing.
     pub(crate) async fn restore_into(
         cx: &RunContext,
         from: &BackupReader,
         details: &PhysicalDetails,
         folder: &Path,
         layout: &Layout,
-    ) -> Result<RestoreReport> {
-        let placed = place(cx, from, layout).await?;
-        let config = place_config(cx, from, details, folder).await?;
+    ) -> Result<(RestoreReport, [Staging; 2])> {
+        let staging = layout.staging()?;
+        let placed = place(cx, from, layout, &staging).await?;
+        let beside = Staging::new([folder.join("config").as_path()])?;
+        let config = place_config(cx, from, details, folder, &beside).await?;
         let mut restored = vec![layout.data.display().to_string()];
         restored.extend(layout.tablespaces.values().map(|path| path.display().to_string()));
-        let warnings = damage(details);
-        Ok(RestoreReport { restored, bytes: placed.bytes, items: placed.files + config, warnings })
+        let report =
+            RestoreReport { restored, bytes: placed.bytes, items: placed.files + config, warnings: damage(details) };
+        // The configuration first: the data directory stands there last of all.
+        Ok((report, [beside, staging]))
     }
 
     /// Checks the base backup of a snapshot; `None` when it has none.
