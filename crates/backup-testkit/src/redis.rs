@@ -344,7 +344,19 @@ pub(crate) fn ports() -> impl Iterator<Item = u16> {
     std::iter::repeat_with(next).filter(free)
 }
 
-fn program() -> PathBuf {
+/// The folder of the server program that [`SERVER_VARIABLE`] selects; `None` for the one in `PATH`.
+#[must_use]
+pub fn selected_folder() -> Option<PathBuf> {
+    let selected = PathBuf::from(std::env::var_os(SERVER_VARIABLE)?);
+    selected.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_path_buf)
+}
+
+/// The server program that private servers run.
+///
+/// # Panics
+/// When it is not installed.
+#[must_use]
+pub fn program() -> PathBuf {
     let program = std::env::var_os(SERVER_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_SERVER), PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = program.is_file() || std::env::split_paths(&path).any(|folder| folder.join(&program).is_file());

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::plan::Node;
 use backup_core::secret::SecretRef;
+use backup_core::tls::TlsConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -21,10 +22,13 @@ const DEFAULT_HOST: &str = "127.0.0.1";
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Redis and Valkey")]
 pub(crate) struct RedisConfig {
-    /// `redis://user@host:port`, without a password. Either this or `socket`. By default `redis://127.0.0.1:6379`.
+    /// `redis://user@host:port`, without a password; `rediss://` over TLS. Either this or `socket`. By default
+    /// `redis://127.0.0.1:6379`.
     url: Option<String>,
     /// The absolute path of the server's unix socket.
     socket: Option<PathBuf>,
+    /// TLS: whom to trust, and what to show. `{}` is what `rediss://` means by itself.
+    tls: Option<TlsConfig>,
     /// The ACL user to connect as. By default the server's `default` user.
     user: Option<String>,
     /// Where the password is found, when the server asks for one.
@@ -67,6 +71,7 @@ enum Mode {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) address: Address,
+    pub(crate) tls: Option<TlsConfig>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<SecretRef>,
     pub(crate) append_only_files: bool,
@@ -112,8 +117,9 @@ impl Settings {
             Some(hint) => node.error(error.message()).hint(hint.to_owned()),
             None => node.error(error.message()),
         };
-        let (address, url_user) = endpoint(&config).map_err(placed)?;
+        let Endpoint { address, user: url_user, private } = endpoint(&config).map_err(placed)?;
         Ok(Self {
+            tls: tls(config.tls.as_ref(), &address, private, folder).map_err(placed)?,
             address,
             user: config.user.clone().or(url_user),
             append_only_files: append_only_files(&config).map_err(placed)?,
@@ -156,24 +162,42 @@ fn service(config: &RedisConfig) -> Result<Option<Service>> {
     }
 }
 
-fn endpoint(config: &RedisConfig) -> Result<(Address, Option<String>)> {
+/// What a URL says.
+struct Endpoint {
+    address: Address,
+    user: Option<String>,
+    /// Whether it asks for TLS.
+    private: bool,
+}
+
+fn tls(config: Option<&TlsConfig>, address: &Address, private: bool, folder: &Path) -> Result<Option<TlsConfig>> {
+    if let (Some(_), Address::Socket(_)) = (config, address) {
+        return Err(
+            fault("`tls` and `socket` exclude each other").hint("a socket is private as it is: leave `tls` out")
+        );
+    }
+    let config = config.cloned().or_else(|| private.then(TlsConfig::default));
+    config.as_ref().map_or(Ok(()), TlsConfig::check)?;
+    Ok(config.map(|config| config.in_folder(folder)))
+}
+
+fn endpoint(config: &RedisConfig) -> Result<Endpoint> {
+    let plain = |address| Endpoint { address, user: None, private: false };
     match (&config.url, &config.socket) {
         (Some(_), Some(_)) => Err(fault("`url` and `socket` exclude each other").hint("keep one of them")),
         (Some(url), None) => parse_url(url),
         (None, Some(socket)) if !socket.is_absolute() => Err(fault("`socket` must be an absolute path")),
-        (None, Some(socket)) => Ok((Address::Socket(socket.clone()), None)),
-        (None, None) => Ok((Address::Tcp { host: DEFAULT_HOST.to_owned(), port: DEFAULT_PORT }, None)),
+        (None, Some(socket)) => Ok(plain(Address::Socket(socket.clone()))),
+        (None, None) => Ok(plain(Address::Tcp { host: DEFAULT_HOST.to_owned(), port: DEFAULT_PORT })),
     }
 }
 
 /// Takes a URL apart. Errors never quote it: it may hold a password.
-fn parse_url(url: &str) -> Result<(Address, Option<String>)> {
+fn parse_url(url: &str) -> Result<Endpoint> {
     let form = || fault("`url` is not of the form redis://user@host:port");
-    if url.starts_with("rediss://") || url.starts_with("valkeys://") {
-        return Err(fault("TLS is not supported yet")
-            .hint("connect over a unix socket, or through a tunnel (stunnel, ssh) that this machine trusts"));
-    }
-    let rest = url.strip_prefix("redis://").or_else(|| url.strip_prefix("valkey://")).ok_or_else(form)?;
+    let schemes = [("redis://", false), ("valkey://", false), ("rediss://", true), ("valkeys://", true)];
+    let matching = |(scheme, private)| url.strip_prefix(scheme).map(|rest| (rest, private));
+    let (rest, private) = schemes.into_iter().find_map(matching).ok_or_else(form)?;
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     if !database.is_empty() {
         return Err(fault("`url` names a database, and a snapshot holds all of them")
@@ -194,7 +218,7 @@ fn parse_url(url: &str) -> Result<(Address, Option<String>)> {
     let host = if host.is_empty() { DEFAULT_HOST } else { host };
     let port = if port.is_empty() { DEFAULT_PORT } else { port.parse().map_err(|_| form())? };
     let user = Some(user.to_owned()).filter(|user| !user.is_empty());
-    Ok((Address::Tcp { host: host.to_owned(), port }, user))
+    Ok(Endpoint { address: Address::Tcp { host: host.to_owned(), port }, user, private })
 }
 
 fn fault(message: &'static str) -> Error {
@@ -203,6 +227,8 @@ fn fault(message: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use backup_core::tls::Verification;
+
     use super::*;
 
     fn parse(yaml: &str) -> Result<Settings> {
@@ -225,10 +251,28 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_asked_for_by_the_url_or_by_its_settings() {
+        let cases = [
+            ("url: redis://db", None),
+            ("url: rediss://db", Some(TlsConfig::default())),
+            ("url: 'valkeys://db:7'", Some(TlsConfig::default())),
+            (
+                "{ url: 'redis://db', tls: { ca: ca.pem, verify: ca } }",
+                Some(TlsConfig { ca: Some("/plans/ca.pem".into()), verify: Verification::Ca, ..TlsConfig::default() }),
+            ),
+        ];
+        for (yaml, expected) in cases {
+            assert_eq!(parse(yaml).unwrap().tls, expected, "{yaml}");
+        }
+    }
+
+    #[test]
     fn faults_are_named_with_a_remedy_and_without_the_password() {
         let cases = [
             ("url: 'redis://:hunter2@db'", "password"),
-            ("url: 'rediss://db'", "TLS is not supported yet"),
+            ("{ socket: /run/x, tls: {} }", "exclude"),
+            ("{ url: 'rediss://db', tls: { cert: c.pem } }", "need each other"),
+            ("{ url: 'rediss://db', tls: { verify: sometimes } }", "sometimes"),
             ("url: 'mysql://db'", "form"),
             ("url: 'redis://db/3'", "database"),
             ("{ url: 'redis://db', socket: /run/x }", "exclude"),
@@ -252,7 +296,7 @@ mod tests {
     fn the_schema_documents_every_field_and_offers_only_what_works() {
         let schema = schemars::schema_for!(RedisConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 10);
+        assert_eq!(fields.len(), 11);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

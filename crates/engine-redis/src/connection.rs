@@ -1,4 +1,4 @@
-//! One connection to a server: commands out, replies in (RESP2), over TCP or a unix socket.
+//! One connection to a server: commands out, replies in (RESP2), over TCP, TLS or a unix socket.
 //!
 //! Invariant: what a command was given is never quoted in an error, because a password may be among it.
 
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::tls::{TlsConfig, TlsConnector, explain};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 
 use crate::config::{Address, CommandNames};
@@ -35,12 +36,9 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to `address`, and says nothing yet.
-    pub(crate) async fn open(address: &Address, names: &CommandNames) -> Result<Self> {
-        let wire: Box<dyn Wire> = match tokio::time::timeout(CONNECT_LIMIT, dial(address)).await {
-            Ok(wire) => wire.map_err(|source| unreachable_server(address).caused_by(source))?,
-            Err(_) => return Err(unreachable_server(address)),
-        };
+    /// Connects to `address`, by TLS when that is asked for, and says nothing yet.
+    pub(crate) async fn open(address: &Address, tls: Option<&TlsConfig>, names: &CommandNames) -> Result<Self> {
+        let wire = dial(address, tls).await?;
         let (reader, writer) = tokio::io::split(wire);
         let reader = Replies(BufReader::with_capacity(BUFFER_BYTES, reader));
         Ok(Self { reader, writer: Commands { wire: writer, names: Arc::clone(&names.0) } })
@@ -67,15 +65,31 @@ impl fmt::Debug for Connection {
     }
 }
 
-async fn dial(address: &Address) -> std::io::Result<Box<dyn Wire>> {
-    Ok(match address {
-        Address::Tcp { host, port } => {
-            let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
+async fn dial(address: &Address, tls: Option<&TlsConfig>) -> Result<Box<dyn Wire>> {
+    let (host, port) = match address {
+        Address::Socket(path) => {
+            return Ok(Box::new(reached(address, tokio::net::UnixStream::connect(path)).await?));
         }
-        Address::Socket(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
-    })
+        Address::Tcp { host, port } => (host.as_str(), *port),
+    };
+    // Its files first: a mistake there is said whether or not the server is up.
+    let connector = tls.map(|tls| TlsConnector::new(tls, host)).transpose()?;
+    let stream = reached(address, tokio::net::TcpStream::connect((host, port))).await?;
+    stream.set_nodelay(true).map_err(broken)?;
+    match connector {
+        None => Ok(Box::new(stream)),
+        Some(connector) => {
+            let stream = connector.connect(stream).await.map_err(|error| error.with("server", address))?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+async fn reached<T>(address: &Address, connecting: impl Future<Output = std::io::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
+        Ok(stream) => stream.map_err(|source| unreachable_server(address).caused_by(source)),
+        Err(_) => Err(unreachable_server(address)),
+    }
 }
 
 fn unreachable_server(address: &Address) -> Error {
@@ -107,7 +121,12 @@ impl Commands {
 
     /// Sends bytes that are commands already.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.wire.write_all(bytes).await.map_err(|source| Error::from_io("cannot write to the server", source))
+        let written = async {
+            self.wire.write_all(bytes).await?;
+            // TLS gathers small writes.
+            self.wire.flush().await
+        };
+        written.await.map_err(|source| explain("cannot write to the server", source))
     }
 }
 
@@ -253,16 +272,15 @@ pub(crate) fn refusal(command: &str, text: &str) -> Error {
 }
 
 fn broken(source: std::io::Error) -> Error {
-    if source.kind() == std::io::ErrorKind::UnexpectedEof {
-        closed()
-    } else {
-        Error::from_io("the connection to the server broke", source)
+    match source.kind() {
+        std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => closed().caused_by(source),
+        _ => explain("the connection to the server broke", source),
     }
 }
 
 fn closed() -> Error {
     Error::new(ErrorKind::Incomplete, "the server closed the connection")
-        .hint("look into the server's log for why")
+        .hint("look into the server's log for why; a port that speaks TLS needs `rediss://`, or `tls` in the plan")
         .retry_later()
 }
 

@@ -8,6 +8,7 @@ use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::manifest::ServerRecord;
 use backup_core::secret::SecretRef;
+use backup_core::tls::TlsConfig;
 
 use crate::config::{Address, CommandNames, Settings};
 use crate::connection::{Connection, Reply, refusal};
@@ -19,6 +20,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     address: Address,
+    tls: Option<TlsConfig>,
     user: Option<String>,
     password: Option<SecretRef>,
     commands: CommandNames,
@@ -28,6 +30,7 @@ impl Server {
     pub(crate) fn of(settings: &Settings) -> Self {
         Self {
             address: settings.address.clone(),
+            tls: settings.tls.clone(),
             user: settings.user.clone(),
             password: settings.password.clone(),
             commands: settings.commands.clone(),
@@ -36,7 +39,8 @@ impl Server {
 
     /// A server of ours on a unix socket, open to whoever reaches it.
     pub(crate) fn scratch(socket: PathBuf) -> Self {
-        Self { address: Address::Socket(socket), user: None, password: None, commands: CommandNames::default() }
+        let (address, commands) = (Address::Socket(socket), CommandNames::default());
+        Self { address, tls: None, user: None, password: None, commands }
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -61,7 +65,7 @@ impl Server {
 
     /// Connects once. [`ErrorKind::Busy`] while the server loads its data.
     pub(crate) async fn try_connect(&self) -> Result<Connection> {
-        let mut connection = Connection::open(&self.address, &self.commands).await?;
+        let mut connection = Connection::open(&self.address, self.tls.as_ref(), &self.commands).await?;
         if let Some(password) = &self.password {
             let password = password.resolve()?;
             let command = match &self.user {

@@ -13,6 +13,7 @@ use backup_core::plan::{Node, OnFailure};
 use backup_core::run::{RunOptions, Task, run};
 use backup_core::sink::{EntryReader, PieceReader, Sink, SnapshotReader};
 use backup_core::{ArtifactName, BackupReader, PlanName, RunContext, SourceName};
+use backup_testkit::redis::selected_folder;
 use backup_testkit::{MemorySink, PrivateRedis};
 use engine_redis::REDIS;
 
@@ -40,8 +41,21 @@ pub(crate) fn engine(server: &PrivateRedis, more: &str) -> Engine {
     build(&format!("{{ socket: {}, {more} }}", server.socket().display())).unwrap()
 }
 
+/// The same, over the server's port.
+pub(crate) fn engine_by_port(server: &PrivateRedis, scheme: &str, more: &str) -> Engine {
+    build(&format!("{{ url: '{scheme}://127.0.0.1:{}', {more} }}", server.port())).unwrap()
+}
+
 pub(crate) fn build(yaml: &str) -> Result<Engine> {
-    let (name, config) = (source(), Node::from_yaml(yaml)?);
+    // Drills run the server that is tested.
+    let bin = selected_folder().filter(|_| !yaml.contains("bin:"));
+    let yaml = match (bin, yaml.strip_suffix('}')) {
+        (Some(folder), Some(open)) => {
+            format!("{}, bin: {} }}", open.trim_end().trim_end_matches(','), folder.display())
+        }
+        _ => yaml.to_owned(),
+    };
+    let (name, config) = (source(), Node::from_yaml(&yaml)?);
     (REDIS.build)(&EngineSetup { name: &name, config: &config, folder: Path::new("/"), host: Arc::new(LocalHost) })
 }
 
