@@ -17,8 +17,10 @@ use crate::details::Details;
 use crate::inspect::{Inspection, now_ms};
 use crate::rdb::{Checksum, RdbSummary};
 use crate::server::{Info, allowed, setting};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Way, export_allowed};
 
+/// What an export is.
+const FUZZY: &str = "the snapshot will be fuzzy: read key by key (SCAN), not of one moment";
 /// The artifact that every restore starts from.
 pub(crate) const DUMP: &str = "dump.rdb";
 
@@ -32,12 +34,11 @@ impl Source for Redis {
             let product =
                 info.product().map_or_else(|| "a server".to_owned(), |it| format!("{} {}", it.product, it.version));
             let mut warnings = warnings(&info);
-            if let Err(error) = replication_allowed(&mut connection).await {
-                warnings.push(format!(
-                    "{}; BGSAVE will be used instead, which replaces the server's dump file",
-                    error.message()
-                ));
-                allowed(&mut connection, &["BGSAVE"]).await?;
+            if self.settings.way == Way::Export {
+                export_allowed(&mut connection).await?;
+                warnings.push(FUZZY.to_owned());
+            } else if let Err(error) = replication_allowed(&mut connection).await {
+                warnings.push(instead(&mut connection, &error).await?);
             } else if setting(&mut connection, "repl-diskless-sync").await?.as_deref() == Some("no") {
                 warnings.push(
                     "`repl-diskless-sync` is `no`: the server writes each snapshot to its own dump file first"
@@ -70,7 +71,7 @@ impl Redis {
         for warning in warnings(&info) {
             cx.warn(warning);
         }
-        let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
+        let mut snapshot = Snapshot::begin(cx, self, &self.server, self.settings.way).await?;
         let summary = store(out, &mut snapshot).await?;
         let (position, way) = (snapshot.position(), snapshot.way());
         // The server would keep what its clients write meanwhile, for the replica that we seem to be.
@@ -88,7 +89,7 @@ impl Redis {
             aof::save(cx, out, &mut connection, &*self.host, self.settings.data_dir.as_deref()).await?;
         }
         Ok(SourceSummary {
-            mode: Some("rdb".to_owned()),
+            mode: Some(if self.settings.way == Way::Export { "export" } else { "rdb" }.to_owned()),
             server: info.product(),
             position,
             fingerprint: counts::fingerprint(&summary),
@@ -127,6 +128,16 @@ async fn replication_allowed(connection: &mut Connection) -> Result<()> {
         Ok(()) => Ok(()),
         Err(_) => allowed(connection, &["SYNC"]).await,
     }
+}
+
+/// What will be done where replication is refused.
+async fn instead(connection: &mut Connection, refused: &Error) -> Result<String> {
+    let Err(error) = allowed(connection, &["BGSAVE"]).await else {
+        return Ok(format!("{}; BGSAVE will be used instead", refused.message()));
+    };
+    // The hint of the better way stands.
+    export_allowed(connection).await.map_err(|_| error)?;
+    Ok(format!("{}; {FUZZY}", refused.message()))
 }
 
 /// What an operator should know about the server.

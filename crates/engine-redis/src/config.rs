@@ -14,6 +14,8 @@ use backup_core::tls::TlsConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::snapshot::Way;
+
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_HOST: &str = "127.0.0.1";
 
@@ -33,8 +35,9 @@ pub(crate) struct RedisConfig {
     user: Option<String>,
     /// Where the password is found, when the server asks for one.
     password: Option<SecretRef>,
-    /// How to save: `rdb` is a snapshot over the replication protocol; `aof` adds the append-only files as they are, for
-    /// which the server must run on this machine. By default `[rdb]`.
+    /// How to save: `rdb` is a snapshot over the replication protocol, or in the best way that the server allows; `export`
+    /// reads key by key; `aof` adds the append-only files as they are, for which the server must run on this machine. By
+    /// default `[rdb]`.
     modes: Option<Vec<Mode>>,
     /// Not yet in this version.
     #[serde(default)]
@@ -62,8 +65,7 @@ enum Mode {
     Rdb,
     /// The append-only files, besides.
     Aof,
-    /// Not yet in this version.
-    #[schemars(skip)]
+    /// Key by key, for servers that allow nothing else: each key whole, but not all of one moment.
     Export,
 }
 
@@ -74,6 +76,7 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<SecretRef>,
+    pub(crate) way: Way,
     pub(crate) append_only_files: bool,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) commands: CommandNames,
@@ -122,7 +125,8 @@ impl Settings {
             tls: tls(config.tls.as_ref(), &address, private, folder).map_err(placed)?,
             address,
             user: config.user.clone().or(url_user),
-            append_only_files: append_only_files(&config).map_err(placed)?,
+            way: way(&config).map_err(placed)?,
+            append_only_files: config.modes.as_ref().is_some_and(|modes| modes.contains(&Mode::Aof)),
             service: service(&config).map_err(placed)?,
             password: config.password,
             data_dir: config.data_dir.map(|data| folder.join(data)),
@@ -134,21 +138,19 @@ impl Settings {
     }
 }
 
-fn append_only_files(config: &RedisConfig) -> Result<bool> {
+fn way(config: &RedisConfig) -> Result<Way> {
     if config.follow {
         return Err(fault("`follow` is not yet in this version").hint("leave it out; `modes: [rdb]` saves snapshots"));
     }
     let modes = config.modes.as_deref().unwrap_or(&[Mode::Rdb]);
-    if modes.contains(&Mode::Export) {
-        return Err(
-            fault("the mode `export` is not yet in this version").hint("write `modes: [rdb]`, or leave `modes` out")
-        );
+    match (modes.contains(&Mode::Rdb), modes.contains(&Mode::Export)) {
+        (true, false) => Ok(Way::Best),
+        (false, true) => Ok(Way::Export),
+        (true, true) => Err(fault("`modes` has both `rdb` and `export`, and each saves everything")
+            .hint("write `modes: [rdb]`: it exports by itself where the server allows nothing better")),
+        (false, false) => Err(fault("`modes` has no `rdb`, which every restore starts from")
+            .hint("write `modes: [rdb]` or `modes: [rdb, aof]`")),
     }
-    if !modes.contains(&Mode::Rdb) {
-        return Err(fault("`modes` has no `rdb`, which every restore starts from")
-            .hint("write `modes: [rdb]` or `modes: [rdb, aof]`"));
-    }
-    Ok(modes.contains(&Mode::Aof))
 }
 
 fn service(config: &RedisConfig) -> Result<Option<Service>> {
@@ -278,7 +280,7 @@ mod tests {
             ("{ url: 'redis://db', socket: /run/x }", "exclude"),
             ("socket: run", "absolute"),
             ("follow: true", "not yet"),
-            ("modes: [export]", "not yet"),
+            ("modes: [export, rdb]", "both"),
             ("modes: [aof]", "rdb"),
             ("modes: []", "rdb"),
             ("stop: [systemctl, stop, redis]", "need each other"),
@@ -300,6 +302,6 @@ mod tests {
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }
-        assert!(!schema.to_value().to_string().contains("export"));
+        assert!(!schema.to_value().to_string().contains("follow"));
     }
 }

@@ -13,8 +13,10 @@ use crate::server::Info;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Details {
-    /// How the RDB was obtained: `replication`, `bgsave`.
+    /// How the RDB was obtained: `replication`, `bgsave`, `export`.
     pub(crate) way: String,
+    /// Whether the keys are of different moments.
+    pub(crate) fuzzy: bool,
     /// The version of the RDB's format.
     pub(crate) rdb_version: u32,
     /// Whose format it is: `Redis`, `Valkey`.
@@ -39,6 +41,7 @@ impl Details {
     pub(crate) fn new(info: &Info, summary: &RdbSummary, way: &str) -> Self {
         Self {
             way: way.to_owned(),
+            fuzzy: way == "export",
             rdb_version: summary.version,
             rdb_format: summary.magic.to_string(),
             expiring: summary.databases.iter().map(|(id, counts)| (*id, counts.expiring)).collect(),

@@ -15,6 +15,7 @@ mod discover;
 mod drill;
 mod inspect;
 pub mod rdb;
+mod replies;
 mod restore;
 mod scratch;
 mod server;

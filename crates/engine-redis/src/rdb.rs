@@ -21,6 +21,7 @@ mod skip;
 mod stream;
 mod summary;
 mod walk;
+pub(crate) mod write;
 mod ziplist;
 
 use std::io::Read;

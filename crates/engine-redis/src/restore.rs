@@ -154,7 +154,7 @@ impl Redis {
     async fn keep(&self, cx: &RunContext, path: &Path) -> Result<RdbSummary> {
         use tokio::io::AsyncWriteExt;
         let failed = |source| Error::io("cannot write the safety copy", path, source);
-        let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
+        let mut snapshot = Snapshot::begin(cx, self, &self.server, self.settings.way).await?;
         let mut file =
             tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await.map_err(failed)?;
         let mut inspection = Inspection::begin(now_ms());

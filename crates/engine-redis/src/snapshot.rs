@@ -1,52 +1,86 @@
-//! Obtaining an RDB from a live server: over the replication protocol, or by BGSAVE where that is not allowed.
+//! Obtaining an RDB from a live server: over the replication protocol, by BGSAVE where that is not allowed, and key by key
+//! where neither is.
 //!
-//! Invariant: the stream ends well only when the protocol or the file's length says that it is whole.
+//! Invariant: the stream ends well only when the protocol, the file's length, or the end of every listing says that it is
+//! whole.
 
 mod bgsave;
+mod export;
+mod large;
 mod replication;
-
-use std::path::Path;
+mod seen;
 
 use backup_core::RunContext;
-use backup_core::error::{ErrorKind, Result};
+use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::Evidence;
-use backup_core::host::Host;
 use backup_core::position::Position;
 use bytes::Bytes;
 
+use crate::Redis;
 use crate::server::Server;
 
 use bgsave::SavedFile;
+use export::Export;
+pub(crate) use export::needed as export_allowed;
 use replication::Replication;
 
 /// The bytes of one RDB are read in pieces of at most this size.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// How an RDB is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Way {
+    /// In the best way that the server allows.
+    #[default]
+    Best,
+    /// Key by key, without a moment that all keys share.
+    Export,
+}
 
 /// An RDB on its way from the server. Dropping it closes the connection, which ends the server's child.
 #[derive(Debug)]
 pub(crate) enum Snapshot {
     Replicated(Replication),
     Saved(SavedFile),
+    Exported(Export),
 }
 
 impl Snapshot {
-    /// Asks the server for an RDB, in the best way that it allows. `data_dir` is where it saves, when it does not tell.
+    /// Asks `server`, the one of the plan or another node of its cluster, for an RDB.
     ///
     /// # Errors
     /// When no way is allowed, or the server fails to make one.
-    pub(crate) async fn begin(
-        cx: &RunContext,
-        server: &Server,
-        host: &dyn Host,
-        data_dir: Option<&Path>,
-    ) -> Result<Self> {
+    pub(crate) async fn begin(cx: &RunContext, redis: &Redis, server: &Server, way: Way) -> Result<Self> {
+        if way == Way::Export {
+            return Self::export(cx, server).await;
+        }
         let refused = match Replication::begin(cx, server).await {
             Ok(replication) => return Ok(Self::Replicated(replication)),
-            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => error,
+            Err(error) if is_refusal(&error) => error,
             Err(error) => return Err(error),
         };
-        cx.warn(format!("{}; falling back to BGSAVE, which replaces the server's own dump file", refused.message()));
-        SavedFile::make(cx, server, host, data_dir).await.map(Self::Saved)
+        let also_refused = match SavedFile::make(cx, server, &*redis.host, redis.settings.data_dir.as_deref()).await {
+            Ok(file) => {
+                cx.warn(format!("{}; BGSAVE was used instead", refused.message()));
+                return Ok(Self::Saved(file));
+            }
+            Err(error) if is_refusal(&error) => error,
+            Err(error) => return Err(error),
+        };
+        match Self::export(cx, server).await {
+            Ok(export) => {
+                cx.warn(format!("{}; {}", refused.message(), also_refused.message()));
+                Ok(export)
+            }
+            Err(error) if is_refusal(&error) => Err(also_refused),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn export(cx: &RunContext, server: &Server) -> Result<Self> {
+        let export = Export::begin(cx, server).await?;
+        cx.warn("this snapshot is fuzzy: it is read key by key (SCAN), each key whole, but not all of one moment");
+        Ok(Self::Exported(export))
     }
 
     /// The next bytes; `None` when the RDB is whole.
@@ -54,6 +88,7 @@ impl Snapshot {
         match self {
             Self::Replicated(replication) => replication.next().await,
             Self::Saved(file) => file.next().await,
+            Self::Exported(export) => export.next().await,
         }
     }
 
@@ -62,6 +97,7 @@ impl Snapshot {
         match self {
             Self::Replicated(replication) => replication.evidence(),
             Self::Saved(file) => Evidence::ExactLength(file.length()),
+            Self::Exported(_) => Evidence::EndMarker("the end of SCAN in every database"),
         }
     }
 
@@ -69,7 +105,7 @@ impl Snapshot {
     pub(crate) fn position(&self) -> Option<Position> {
         match self {
             Self::Replicated(replication) => replication.position(),
-            Self::Saved(_) => None,
+            Self::Saved(_) | Self::Exported(_) => None,
         }
     }
 
@@ -78,6 +114,12 @@ impl Snapshot {
         match self {
             Self::Replicated(_) => "replication",
             Self::Saved(_) => "bgsave",
+            Self::Exported(_) => "export",
         }
     }
+}
+
+/// Whether the server does not let us, so that another way may be tried.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported)
 }

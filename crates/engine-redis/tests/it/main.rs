@@ -4,6 +4,7 @@
 mod backup;
 mod conformance;
 mod drill;
+mod export;
 mod faults;
 mod restore;
 mod support;
