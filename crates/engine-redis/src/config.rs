@@ -14,7 +14,7 @@ use backup_core::tls::TlsConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::snapshot::Way;
+use crate::snapshot::{OwnDump, Way};
 
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_HOST: &str = "127.0.0.1";
@@ -48,6 +48,13 @@ pub(crate) struct RedisConfig {
     /// Commands that the server's configuration renames (`rename-command`): the original name and the new one.
     #[serde(default)]
     commands: BTreeMap<String, String>,
+    /// A node of a cluster stands for the whole cluster, or for itself. By default `whole`.
+    #[serde(default)]
+    cluster: Extent,
+    /// What becomes of the server's own dump file when the server must write one for us: by default it is kept as it was,
+    /// unless the server has save points and replaces it by itself.
+    #[serde(default)]
+    dump_file: OwnDump,
     /// The command that stops the server, as a list of words. With `start`, a restore puts files in place instead of
     /// loading a running server by commands.
     stop: Option<Vec<String>>,
@@ -69,6 +76,17 @@ enum Mode {
     Export,
 }
 
+/// What a node of a cluster stands for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Extent {
+    /// Every master of its cluster.
+    #[default]
+    Whole,
+    /// Itself.
+    Node,
+}
+
 /// The configuration, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -80,6 +98,8 @@ pub(crate) struct Settings {
     pub(crate) append_only_files: bool,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) commands: CommandNames,
+    pub(crate) cluster: Extent,
+    pub(crate) dump_file: OwnDump,
     pub(crate) service: Option<Service>,
     pub(crate) bin: Option<PathBuf>,
 }
@@ -128,6 +148,8 @@ impl Settings {
             way: way(&config).map_err(placed)?,
             append_only_files: config.modes.as_ref().is_some_and(|modes| modes.contains(&Mode::Aof)),
             service: service(&config).map_err(placed)?,
+            cluster: config.cluster,
+            dump_file: config.dump_file,
             password: config.password,
             data_dir: config.data_dir.map(|data| folder.join(data)),
             commands: CommandNames(Arc::new(
@@ -298,7 +320,7 @@ mod tests {
     fn the_schema_documents_every_field_and_offers_only_what_works() {
         let schema = schemars::schema_for!(RedisConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 11);
+        assert_eq!(fields.len(), 13);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

@@ -6,6 +6,7 @@
 
 mod aof;
 mod backup;
+mod cluster;
 mod companions;
 mod config;
 mod connection;
@@ -13,6 +14,7 @@ mod counts;
 mod details;
 mod discover;
 mod drill;
+mod dumps;
 mod inspect;
 pub mod rdb;
 mod replies;

@@ -77,11 +77,16 @@ impl Scratch {
             .arg(folder.log())
             .in_folder(folder.data.path())
             .null_stdout();
+        let command = if program.hides_debug() { command.args(["--enable-debug-command", "local"]) } else { command };
         let process = host.spawn(command).await?;
         let server = Server::scratch(folder.socket());
         let mut scratch = Self { process, folder, server };
         let connection = scratch.wait_until_loaded().await?;
         Ok((scratch, connection))
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 
     async fn wait_until_loaded(&mut self) -> Result<Connection> {
@@ -116,6 +121,8 @@ fn private_folder(parent: &Path) -> Result<tempfile::TempDir> {
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     path: PathBuf,
+    pub(crate) product: String,
+    pub(crate) version: String,
     /// Product and version.
     pub(crate) shown: String,
     /// Whether it has the major and minor version that was saved.
@@ -150,7 +157,19 @@ impl Program {
             let message = format!("{product} {version} cannot read RDB version {}", details.rdb_version);
             return Err(Error::new(ErrorKind::Unsupported, message).hint(hint));
         }
-        Ok(Self { path, shown: format!("{product} {version}"), same: minor(saved_version) == minor(version) })
+        let (product, version) = (product.to_owned(), version.to_owned());
+        Ok(Self {
+            path,
+            shown: format!("{product} {version}"),
+            same: minor(saved_version) == minor(&version),
+            product,
+            version,
+        })
+    }
+
+    /// Whether DEBUG must be allowed: since 7.0 it is not by itself.
+    fn hides_debug(&self) -> bool {
+        self.version.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major >= 7)
     }
 }
 

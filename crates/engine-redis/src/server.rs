@@ -43,6 +43,19 @@ impl Server {
         Self { address, tls: None, user: None, password: None, commands }
     }
 
+    /// The same for another node, reached in the same way.
+    pub(crate) fn at(&self, address: Address) -> Self {
+        Self { address, ..self.clone() }
+    }
+
+    /// The host that connections go to, unless it is a socket.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match &self.address {
+            Address::Tcp { host, .. } => Some(host),
+            Address::Socket(_) => None,
+        }
+    }
+
     pub(crate) fn describe(&self) -> String {
         self.address.to_string()
     }

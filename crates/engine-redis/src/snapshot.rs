@@ -7,6 +7,7 @@
 mod bgsave;
 mod export;
 mod large;
+mod own_dump;
 mod replication;
 mod seen;
 
@@ -22,6 +23,7 @@ use crate::server::Server;
 use bgsave::SavedFile;
 use export::Export;
 pub(crate) use export::needed as export_allowed;
+pub(crate) use own_dump::OwnDump;
 use replication::Replication;
 
 /// The bytes of one RDB are read in pieces of at most this size.
@@ -54,12 +56,12 @@ impl Snapshot {
         if way == Way::Export {
             return Self::export(cx, server).await;
         }
-        let refused = match Replication::begin(cx, server).await {
+        let refused = match Replication::begin(cx, redis, server).await {
             Ok(replication) => return Ok(Self::Replicated(replication)),
             Err(error) if is_refusal(&error) => error,
             Err(error) => return Err(error),
         };
-        let also_refused = match SavedFile::make(cx, server, &*redis.host, redis.settings.data_dir.as_deref()).await {
+        let also_refused = match SavedFile::make(cx, redis, server).await {
             Ok(file) => {
                 cx.warn(format!("{}; BGSAVE was used instead", refused.message()));
                 return Ok(Self::Saved(file));

@@ -2,6 +2,9 @@
 //!
 //! From `RDB_VERSION` in rdb.h of redis/redis and valkey-io/valkey. Plain commands go everywhere.
 
+/// Modules that are part of a server (Redis 8, Valkey 9): whoever reads its RDB has them.
+pub(crate) const BUILT_IN: [&str; 2] = ["vectorset", "lua"];
+
 /// Whether a server of this product and version reads the version `rdb` of `format` (`Redis` or `Valkey`).
 pub(crate) fn reads(product: &str, version: &str, format: &str, rdb: u32) -> bool {
     let release = release(version);

@@ -11,6 +11,8 @@ const OPCODE_AUX: u8 = 250;
 const OPCODE_EXPIRES_MS: u8 = 252;
 const OPCODE_DATABASE: u8 = 254;
 const OPCODE_END: u8 = 255;
+/// The largest length of 32 bits.
+const LARGEST_SHORT: u64 = u32::MAX as u64;
 /// From this version on a value handed out by `DUMP` is Valkey's.
 const FIRST_OF_VALKEY: u32 = 80;
 
@@ -108,16 +110,14 @@ pub(crate) fn length(out: &mut Vec<u8>, number: u64) {
     match number {
         0..64 => out.push(number as u8),
         64..16_384 => out.extend([0x40 | (number >> 8) as u8, number as u8]),
-        _ => match u32::try_from(number) {
-            Ok(number) => {
-                out.push(0x80);
-                out.extend(number.to_be_bytes());
-            }
-            Err(_) => {
-                out.push(0x81);
-                out.extend(number.to_be_bytes());
-            }
-        },
+        16_384..=LARGEST_SHORT => {
+            out.push(0x80);
+            out.extend((number as u32).to_be_bytes());
+        }
+        _ => {
+            out.push(0x81);
+            out.extend(number.to_be_bytes());
+        }
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
             writer.aux("redis-ver", "x");
             writer.key(3, Some(5), 0, b"string");
             let mut value = Vec::new();
-            string(&mut value, &[b'v'; 20_000]);
+            string(&mut value, &vec![b'v'; 20_000]);
             writer.raw(&value);
             let first = writer.take();
             writer.key(3, None, Plain::Set as u8, &[b'k'; 70]);

@@ -4,6 +4,7 @@
 //! it prepares, then `$EOF:` and a mark of 40 bytes that also ends the RDB, or `$` and the length.
 //! Invariant: without its mark, or before its length is reached, an end is an error.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::RunContext;
@@ -13,8 +14,10 @@ use backup_core::position::Position;
 use bytes::{Bytes, BytesMut};
 
 use super::PIECE_BYTES;
+use super::own_dump::{self, Kept};
+use crate::Redis;
 use crate::connection::{Connection, refusal};
-use crate::server::{Info, Server};
+use crate::server::{Info, Server, setting};
 
 const MARK_BYTES: usize = 40;
 /// The server sends a newline every second while it prepares, and data after that.
@@ -47,20 +50,25 @@ impl Replication {
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] or [`ErrorKind::Unsupported`] when the server does not allow it.
-    pub(crate) async fn begin(cx: &RunContext, server: &Server) -> Result<Self> {
+    pub(crate) async fn begin(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Self> {
         let mut connection = server.connect(cx).await?;
         let version = match Info::ask(&mut connection, Some("server")).await {
             Ok(info) => info.product().map(|product| product.version),
             Err(_) => None,
         };
         introduce(&mut connection, version.as_deref().unwrap_or(ANNOUNCED_VERSION)).await?;
+        let kept = keep_dump_file(cx, redis, server).await?;
         cx.step("waiting for the server's snapshot");
         let (position, framing) = ask_for_everything(&mut connection).await?;
         if matches!(framing, Framing::Length(_)) {
             cx.warn(
-                "the server has `repl-diskless-sync no`, so it wrote this snapshot to its own dump file, as BGSAVE does; \
-                 `CONFIG SET repl-diskless-sync yes` spares its disk",
+                "the server has `repl-diskless-sync no`, so it wrote this snapshot to its disk first; \
+                 `CONFIG SET repl-diskless-sync yes` spares that",
             );
+            // It has opened what it sends.
+            if let Some((kept, path)) = kept {
+                kept.put_back(own_dump::inode(&path)?)?;
+            }
         }
         Ok(Self { connection, framing, position, held: BytesMut::new(), passed: 0 })
     }
@@ -107,6 +115,21 @@ impl Replication {
     pub(crate) fn position(&self) -> Option<Position> {
         self.position.clone()
     }
+}
+
+/// Keeps the server's dump file where the server is about to write over it. It tells that only who may ask.
+async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<(Kept, PathBuf)>> {
+    // A connection that has introduced itself as a replica is for nothing else.
+    let mut connection = server.connect(cx).await?;
+    if setting(&mut connection, "repl-diskless-sync").await?.as_deref() != Some("no") {
+        return Ok(None);
+    }
+    let (host, data_dir) = (&*redis.host, redis.settings.data_dir.as_deref());
+    let Some(kept) = Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await? else {
+        return Ok(None);
+    };
+    let path = own_dump::path(&mut connection, host, data_dir).await?;
+    Ok(Some((kept, path)))
 }
 
 /// Says what kind of replica we are. Without `capa eof` the server would always write its dump file.

@@ -9,7 +9,7 @@ use backup_core::run::run;
 use backup_core::sink::{Sink, SnapshotFilter};
 use backup_testkit::{Action, Disturbance, DisturbedSink, MemorySink, PrivateRedis};
 
-use crate::support::{SAMPLE, Saved, back_up, context, engine, options, password, restore, sample, task};
+use crate::support::{Saved, back_up, context, engine, fill, options, password, restore, sample, task};
 
 const EXPORT: &str = "modes: [export]";
 
@@ -56,13 +56,7 @@ async fn an_export_holds_everything_and_says_that_it_is_fuzzy() {
 async fn an_export_needs_no_new_command() {
     let options = [("rename-command", "PEXPIRETIME \"\""), ("rename-command", "FUNCTION \"\"")];
     let server = PrivateRedis::with_options(&options);
-    server.pipe(
-        &SAMPLE
-            .lines()
-            .filter(|line| !line.starts_with("FUNCTION"))
-            .map(|line| format!("{line}\n"))
-            .collect::<String>(),
-    );
+    fill(&server);
     let saved = back_up(&engine(&server, EXPORT)).await.unwrap();
     let target = PrivateRedis::start();
     restore(&engine(&target, ""), &saved, &RestoreTarget::default()).await.unwrap();
@@ -106,8 +100,8 @@ async fn a_key_that_may_not_be_read_is_named_and_nothing_is_left_out() {
 }
 
 /// One collection of each type that is too large to be asked for at once, and a few small keys.
-const LARGE: &str = "local pad = string.rep('x', 100) \
-    for n = 1, 160000 do \
+const LARGE: &str = "local pad = string.rep('x', 500) \
+    for n = 1, 40000 do \
         redis.call('RPUSH', 'list', n .. pad) \
         redis.call('SADD', 'set', n .. pad) \
         redis.call('HSET', 'hash', n .. pad, n) \
@@ -172,10 +166,9 @@ async fn an_export_of_a_shrinking_server_loads() {
     let remover = std::thread::spawn({
         let server = Arc::clone(&server);
         move || {
-            let names =
-                |chunk: u32| (0..5000).map(|n| format!("UNLINK key:{}\n", chunk * 5000 + n)).collect::<String>();
+            let names = |chunk: u32| (0..5000).map(|n| ["UNLINK key:", &(chunk * 5000 + n).to_string(), "\n"].concat());
             for chunk in 0..58 {
-                server.pipe(&names(chunk));
+                server.pipe(&names(chunk).collect::<String>());
             }
         }
     });

@@ -6,7 +6,7 @@ use backup_core::error::ErrorKind;
 use backup_testkit::PrivateRedis;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{back_up, context, engine, folder, replacing, restore, sample, select, source};
+use crate::support::{back_up, context, engine, folder, replacing, restore, sample, select, service, source};
 
 #[tokio::test]
 async fn a_running_server_gets_everything_by_commands() {
@@ -150,23 +150,13 @@ async fn files_in_a_folder_are_what_a_server_loads() {
     }
 }
 
-/// A command that stops a server, and one that starts it, as a service manager's would.
-fn service(server: &PrivateRedis, start: &str) -> String {
-    let (socket, conf) = (server.socket(), server.configuration());
-    format!(
-        "stop: [redis-cli, -s, {}, shutdown, nosave], start: [{start}, {}, --daemonize, 'yes']",
-        socket.display(),
-        conf.display()
-    )
-}
-
 #[tokio::test]
 async fn a_stopped_server_gets_files_where_it_looks_for_them() {
     for append_only in ["no", "yes"] {
         let (server, target) = (sample(&[]), PrivateRedis::with_options(&[("appendonly", append_only)]));
         target.fill(7, 3);
         let saved = back_up(&engine(&server, "")).await.unwrap();
-        let into = engine(&target, &service(&target, "redis-server"));
+        let into = engine(&target, &service(&target, None));
         let error = restore(&into, &saved, &RestoreTarget::default()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         let plan = into.restorer.plan_restore(&context(), &saved.reader().await, &replacing()).await.unwrap();
@@ -192,11 +182,14 @@ async fn a_server_that_does_not_start_again_is_set_back() {
         // The first start fails, the second one works.
         let flag = target.data_folder().join("tried");
         let script = target.data_folder().join("start.sh");
-        let text =
-            format!("#!/bin/sh\n[ -e {0} ] || {{ touch {0}; exit 1; }}\nexec redis-server \"$@\"\n", flag.display());
+        let text = format!(
+            "#!/bin/sh\n[ -e {0} ] || {{ touch {0}; exit 1; }}\nexec {1} \"$@\"\n",
+            flag.display(),
+            backup_testkit::redis::program().display()
+        );
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let into = engine(&target, &service(&target, &script.display().to_string()));
+        let into = engine(&target, &service(&target, Some(&script)));
         let error = restore(&into, &saved, &replacing()).await.unwrap_err();
         assert!(error.remedy().is_some_and(|hint| hint.contains("what it held before")), "{error:?}");
         while target.try_call(&["PING"]).is_err() {

@@ -6,12 +6,12 @@ use backup_core::position::Position;
 use backup_testkit::redis::{ClientCertificate, Listen};
 use backup_testkit::{Certificates, PrivateRedis};
 
-use crate::support::{SAMPLE, back_up, build, context, engine, engine_by_port, replacing, restore};
+use crate::support::{back_up, build, context, engine, engine_by_port, fill, replacing, restore};
 
 fn filled(listen: Listen<'_>, options: &[(&str, &str)]) -> PrivateRedis {
     let server = PrivateRedis::listening(listen, options);
     server.fill(3000, 40);
-    server.pipe(SAMPLE);
+    fill(&server);
     server
 }
 
