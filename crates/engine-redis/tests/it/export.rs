@@ -166,7 +166,8 @@ async fn an_export_of_a_shrinking_server_loads() {
     let remover = std::thread::spawn({
         let server = Arc::clone(&server);
         move || {
-            let names = |chunk: u32| (0..5000).map(|n| ["UNLINK key:", &(chunk * 5000 + n).to_string(), "\n"].concat());
+            let names =
+                |chunk: u32| (0..5000).map(move |n| ["UNLINK key:", &(chunk * 5000 + n).to_string(), "\n"].concat());
             for chunk in 0..58 {
                 server.pipe(&names(chunk).collect::<String>());
             }
