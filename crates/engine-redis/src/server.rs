@@ -160,7 +160,8 @@ impl Info {
 
     /// Fails for what holds no data of its own.
     pub(crate) fn refuse_sentinel(&self) -> Result<()> {
-        if self.get("redis_mode") != Some("sentinel") {
+        // Valkey calls it `server_mode`.
+        if ![self.get("redis_mode"), self.get("server_mode")].contains(&Some("sentinel")) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Unsupported, "this is a Sentinel, which holds no data")
@@ -211,6 +212,8 @@ mod tests {
         assert_eq!(info.keyspace(), BTreeMap::from([(0, 3), (15, 40)]));
         assert_eq!(info.modules, BTreeMap::from([("ReJSON".to_owned(), "20607".to_owned())]));
         assert!(info.refuse_sentinel().is_ok());
-        assert!(Info::parse("redis_mode:sentinel").refuse_sentinel().is_err());
+        for sentinel in ["redis_mode:sentinel", "server_mode:sentinel"] {
+            assert!(Info::parse(sentinel).refuse_sentinel().is_err());
+        }
     }
 }

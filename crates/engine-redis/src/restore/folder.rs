@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use backup_core::engine::RestoreReport;
 use backup_core::error::{Error, Result};
+use backup_core::manifest::ServerRecord;
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use super::instructions;
@@ -46,7 +47,8 @@ pub(crate) fn steps(from: &BackupReader, folder: &Path, details: &Details) -> Ve
     let names = from.record().artifacts.iter().map(|artifact| artifact.name.as_str());
     let mut steps: Vec<String> = names.map(|name| format!("write {}", folder.join(name).display())).collect();
     if details.append_only {
-        steps.push(format!("write {AOF_FOLDER} beside each RDB, because the server kept an append-only file"));
+        steps
+            .push("write the append-only form beside each RDB, because the server kept an append-only file".to_owned());
     }
     steps.push(format!("write {}", folder.join(instructions::FILE).display()));
     steps
@@ -72,18 +74,35 @@ pub(crate) async fn write(cx: &RunContext, from: &BackupReader, folder: &Path) -
         report.bytes += artifact.bytes;
     }
     for dump in dumps.iter().filter(|_| details.append_only) {
-        let form = AofForm::named(AOF_NAME);
-        let dump = folder.join(dump.as_str());
-        let below = dump.with_file_name(AOF_FOLDER);
-        make_folder(&below)?;
-        link_or_copy(&dump, &below.join(&form.base))?;
-        write_new(&below.join(&form.manifest), form.text.as_bytes())?;
-        report.restored.push(below.display().to_string());
+        let written = append_only(from, &folder.join(dump.as_str()))?;
+        report.restored.push(written.display().to_string());
     }
     write_new(&folder.join(instructions::FILE), instructions::text(from, &details).as_bytes())?;
     report.items = from.record().fingerprint.0.values().flat_map(std::collections::BTreeMap::values).sum();
     report.items = report.items.max(report.restored.len() as u64);
     Ok(report)
+}
+
+/// Writes the same RDB once more, in the form that a server with append-only files loads; returns what it wrote.
+fn append_only(from: &BackupReader, dump: &Path) -> Result<PathBuf> {
+    if from.record().server.as_ref().is_some_and(keeps_one_file) {
+        // Such a file may begin with an RDB, and need not go on after it.
+        let file = dump.with_file_name(AOF_NAME);
+        link_or_copy(dump, &file)?;
+        return Ok(file);
+    }
+    let form = AofForm::named(AOF_NAME);
+    let below = dump.with_file_name(AOF_FOLDER);
+    make_folder(&below)?;
+    link_or_copy(dump, &below.join(&form.base))?;
+    write_new(&below.join(&form.manifest), form.text.as_bytes())?;
+    Ok(below)
+}
+
+/// Whether its append-only file is a single one: that of every Redis before 7.0.
+fn keeps_one_file(server: &ServerRecord) -> bool {
+    let major = server.version.split('.').next().and_then(|major| major.parse().ok());
+    server.product == "Redis" && major.is_some_and(|major: u32| major < 7)
 }
 
 /// Writes one artifact beside its place; an RDB is counted into `total`.

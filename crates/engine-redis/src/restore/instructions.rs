@@ -54,7 +54,7 @@ pub(crate) fn text(from: &BackupReader, details: &Details) -> String {
 fn single(details: &Details) -> String {
     let aof = if details.append_only {
         "The server had `appendonly yes`: such a server ignores dump.rdb. With the server stopped:\n\
-         \x20 copy appendonlydir/ into its `dir` (and dump.rdb not at all)\n"
+         \x20 copy appendonlydir/ (appendonly.aof, of servers before 7.0) into its `dir`, and dump.rdb not at all\n"
     } else {
         "With the server stopped, and `appendonly no`:\n\
          \x20 install -o redis -g redis -m 660 dump.rdb /var/lib/redis/dump.rdb\n\

@@ -152,19 +152,18 @@ impl Selection {
     /// Deletes it from the server.
     pub(crate) async fn clear(&self, connection: &mut Connection) -> Result<()> {
         if self.what == What::Functions {
-            connection.call(&["FUNCTION", "FLUSH"]).await?;
-            return Ok(());
+            return flush(connection, &["FUNCTION", "FLUSH"]).await;
         }
         if self.is_everything() {
-            connection.call(&["FLUSHALL"]).await?;
+            flush(connection, &["FLUSHALL"]).await?;
             // Servers before 7.0 know no functions.
-            connection.ask(&["FUNCTION", "FLUSH"]).await?;
+            connection.ask(&["FUNCTION", "FLUSH", "SYNC"]).await?;
             return Ok(());
         }
         for database in self.present(connection).await? {
             let Some(pattern) = &self.pattern else {
                 connection.call(&["SELECT", &database.to_string()]).await?;
-                connection.call(&["FLUSHDB"]).await?;
+                flush(connection, &["FLUSHDB"]).await?;
                 continue;
             };
             let mut found = Listing::of(database);
@@ -183,6 +182,15 @@ impl Selection {
         let keyspace = Info::ask(connection, Some("keyspace")).await?.keyspace();
         let selected = |database: &u32| self.databases.as_ref().is_none_or(|databases| databases.contains(database));
         Ok(keyspace.into_keys().filter(selected).collect())
+    }
+}
+
+/// Empties something, and returns when its memory is free: some servers do that in the background by themselves, and would
+/// drop what is loaded meanwhile for want of room. Servers before 6.2 know no other way than to wait.
+async fn flush(connection: &mut Connection, command: &[&str]) -> Result<()> {
+    match connection.ask(&[command, &["SYNC"]].concat()).await? {
+        Reply::Error(_) => connection.call(command).await.map(drop),
+        _ => Ok(()),
     }
 }
 

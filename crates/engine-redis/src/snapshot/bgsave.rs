@@ -91,7 +91,13 @@ impl fmt::Debug for SavedFile {
 async fn save(connection: &mut Connection) -> Result<Option<u64>> {
     for _ in 0..ATTEMPTS {
         let before = settled(connection).await?;
-        let began = before.number("server_time_usec").map(|micros| micros / 1_000_000);
+        let began = match before.number("server_time_usec") {
+            Some(micros) => Some(micros / 1_000_000),
+            // Before 7.0.
+            None => {
+                connection.ask(&["TIME"]).await?.items().first().and_then(Reply::text).and_then(|it| it.parse().ok())
+            }
+        };
         match connection.ask(&["BGSAVE"]).await? {
             // Somebody was faster: wait for that child, and ask again.
             Reply::Error(text) if text.contains("in progress") || text.contains("child process") => continue,

@@ -7,7 +7,7 @@ use backup_core::evidence::EvidenceRecord;
 use backup_core::position::Position;
 use backup_testkit::PrivateRedis;
 
-use crate::support::{artifact, back_up, build, context, engine, fill, password, sample};
+use crate::support::{artifact, back_up, build, context, engine, fill, password, product, sample};
 
 /// The counts of the sample and the filling.
 const COUNTS: [(&str, &str, u64); 9] = [
@@ -32,7 +32,7 @@ async fn a_snapshot_counts_everything_and_a_drill_agrees() {
         assert_eq!(saved.record().fingerprint.0[group][item], count, "{group} {item}");
     }
     assert!(matches!(saved.record().position, Some(Position::Replication { .. })));
-    assert_eq!(saved.record().server.as_ref().unwrap().product, "Redis");
+    assert_eq!(saved.record().server.as_ref().unwrap().product, product().0);
     assert_eq!(saved.detail("way"), "replication");
     assert_eq!(saved.warnings(), "");
     let from = saved.reader().await;
@@ -203,7 +203,7 @@ async fn an_empty_server_and_an_evicting_one_are_remarked() {
         saved.warnings()
     );
     let preflight = engine.source.preflight(&context()).await.unwrap();
-    assert!(preflight.description.starts_with("Redis ") && preflight.expected_bytes.is_some(), "{preflight:?}");
+    assert!(preflight.description.starts_with(product().0) && preflight.expected_bytes.is_some(), "{preflight:?}");
     assert!(preflight.warnings.iter().any(|warning| warning.contains("allkeys-lru")));
 }
 

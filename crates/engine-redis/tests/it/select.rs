@@ -280,5 +280,5 @@ async fn sentinels_are_told_of() {
     assert_eq!(saved.detail("sentinels"), 1);
     assert!(saved.warnings().contains("1 Sentinels watch"), "{}", saved.warnings());
     let error = back_up(&crate::support::engine_by_port(&sentinel, "redis", "")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
 }

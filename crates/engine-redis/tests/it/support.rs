@@ -54,7 +54,9 @@ pub(crate) fn build(yaml: &str) -> Result<Engine> {
     let bin = selected_folder().filter(|_| !yaml.contains("bin:"));
     let yaml = match (bin, yaml.strip_suffix('}')) {
         (Some(folder), Some(open)) => {
-            format!("{}, bin: {} }}", open.trim_end().trim_end_matches(','), folder.display())
+            let open = open.trim_end().trim_end_matches(',');
+            let comma = if open == "{" { "" } else { "," };
+            format!("{open}{comma} bin: {} }}", folder.display())
         }
         _ => yaml.to_owned(),
     };
@@ -71,6 +73,13 @@ pub(crate) fn service(server: &PrivateRedis, start: Option<&Path>) -> String {
         start.unwrap_or(&program).display(),
         conf.display()
     )
+}
+
+/// Whose server is tested, and what its program is called.
+pub(crate) fn product() -> (&'static str, &'static str) {
+    let program = backup_testkit::redis::program();
+    let valkey = program.file_name().unwrap().to_str().unwrap().contains("valkey");
+    if valkey { ("Valkey", "valkey-server") } else { ("Redis", "redis-server") }
 }
 
 pub(crate) fn options() -> RunOptions {
