@@ -6,6 +6,8 @@ apt install age zstd python3-cryptography. (`age` is not needed when the reposit
 
     recover.py REPOSITORY --identity KEYFILE                                      lists snapshots and artifacts
     recover.py REPOSITORY --identity KEYFILE SNAPSHOT SOURCE ARTIFACT TARGET      restores one artifact
+    recover.py REPOSITORY --identity KEYFILE --log SOURCE                         lists the segments of its log
+    recover.py REPOSITORY --identity KEYFILE --log SOURCE TARGET                  restores them into the folder TARGET
 
 KEYFILE is the private key, AGE-SECRET-KEY-1...; REPOSITORY is a folder: copy a remote repository to a disk first.
 TARGET must not exist. Run as root to get owners and devices back. For a repository with a passphrase, unlock the
@@ -168,7 +170,7 @@ class Bytes:
 # ---- the repository ---------------------------------------------------------------------------------------------------
 class Repository:
     def __init__(self, root, identity):
-        self.root, self.identity, self.sessions, self.chunks = root, identity, {}, {}
+        self.root, self.identity, self.sessions, self.chunks, self.log_keys = root, identity, {}, {}, {}
         if not os.path.isfile(os.path.join(root, "config")):
             raise Failure(f"there is no repository in {root}: it has no object `config`")
         config = json.loads(self.read("config"))
@@ -195,11 +197,11 @@ class Repository:
         if age.returncode != 0:
             said = age.stderr.decode(errors="replace").strip().splitlines()
             raise Failure(f"{self.identity} does not open {name}; age says: {said[0] if said else age.returncode}")
-        if len(age.stdout) != size:
+        if size and len(age.stdout) != size:
             raise Failure(f"damaged: {name} holds {len(age.stdout)} bytes, not {size}")
         return age.stdout
 
-    def check_config(self, config):  # section 9
+    def check_config(self, config):  # section 10
         lines = [str(config["format_version"]), config["repository_id"], config["created"], config["encryption"]]
         for info in config.get("recipients", []):
             lines.append(f"{info['recipient']} {info['added']} {'passphrase' if info.get('passphrase') else 'key'}")
@@ -302,6 +304,55 @@ class Repository:
         if manifest["format_version"] != 1 or manifest["id"] != snapshot:
             raise Failure(f"the manifest of {what} has a newer format, or another id")
         return manifest
+
+    def log(self, source):  # section 9
+        root = os.path.join(self.root, "logs", source)
+        if not os.path.isdir(root):
+            raise Failure(f"there is no log of {source}")
+        for timeline in sorted(os.listdir(root)):
+            for name in sorted(os.listdir(os.path.join(root, timeline))):
+                if "#" not in name:  # What a push that died has left.
+                    yield timeline, name
+
+    def segment(self, source, timeline, name):
+        """The header of a segment and its body, still sealed."""
+        what = f"the segment {timeline}/{name}"
+        data = Bytes(self.read(f"logs/{source}/{timeline}/{name}"))
+        if data.take(8) != b"STKWLOG1":
+            raise Failure(f"damaged, or of a newer format: {what} is not a segment of version 1")
+        header = json.loads(open_box(self.index_key, 5, data.take(data.number()), what))
+        body = data.data[data.at:]
+        if header["source"] != source or header["id"] != {"timeline": timeline, "name": name}:
+            raise Failure(f"damaged: {what} is another one, under its name")
+        if len(body) != header["body_bytes"] or fast_blake3 and fast_blake3(body).hexdigest() != header["body"]:
+            raise Failure(f"damaged: {what} is not what was written")
+        return header, body
+
+    def log_key(self, key):
+        if key not in self.log_keys:
+            plain = self.unwrap(f"keys/log-{key}.age", None)
+            if plain[:32] != derive("stackward 2026-11 log key fingerprint", self.index_key):
+                raise Failure("damaged: the key of a log belongs to another repository than its keys say")
+            self.log_keys[key] = plain[32:]
+        return self.log_keys[key]
+
+    def restore_segment(self, header, body, target):
+        part = target + ".part"
+        if self.encrypted:
+            with open(part, "xb") as file:
+                file.write(body)
+            # The log's private key goes through a pipe: it is never in an argument or a file.
+            age = subprocess.run(["age", "--decrypt", "-i", "-", part], input=self.log_key(header["key"]),
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            os.unlink(part)
+            if age.returncode != 0:
+                raise Failure(f"damaged: age does not open {target}: {age.stderr.decode(errors='replace').strip()}")
+            body = age.stdout
+        plain = decompress(body, header["bytes"], target)
+        if len(plain) != header["bytes"] or fast_blake3 and keyed(self.id_key, plain).hex() != header["content"]:
+            raise Failure(f"damaged: {target} does not have the content that its header promises")
+        with open(target, "xb") as file:
+            file.write(plain)
 
     def artifact(self, record):
         content = record["content"]
@@ -479,17 +530,42 @@ def restore(repository, snapshot, source, artifact, target):
         restore_stream(repository, record, target)
 
 
+def restore_log(repository, source, target):
+    os.mkdir(target)
+    for timeline, name in repository.log(source):
+        os.makedirs(os.path.join(target, timeline), exist_ok=True)
+        header, body = repository.segment(source, timeline, name)
+        repository.restore_segment(header, body, os.path.join(target, timeline, name))
+
+
+def list_log(repository, source):
+    for timeline, name in repository.log(source):
+        try:
+            header, _ = repository.segment(source, timeline, name)
+            span = header["meta"].get("span", {})
+            print(source, timeline, name, header["bytes"], span.get("start", "-"), span.get("end", "-"), header["stored"])
+        except Failure as error:
+            print(f"recover.py: {timeline}/{name}: {error}", file=sys.stderr)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repository", metavar="REPOSITORY")
     parser.add_argument("--identity", metavar="KEYFILE", help="the private key file")
     parser.add_argument("what", nargs="*", metavar="SNAPSHOT SOURCE ARTIFACT TARGET")
+    parser.add_argument("--log", metavar="SOURCE", help="work on the log of this source")
     options = parser.parse_intermixed_args()
-    if len(options.what) not in (0, 4):
+    if options.log and len(options.what) > 1:
+        parser.error("with --log, name a TARGET, or none to list the segments")
+    if not options.log and len(options.what) not in (0, 4):
         parser.error("name SNAPSHOT, SOURCE, ARTIFACT and TARGET, or none of them to list what there is")
     try:
         repository = Repository(options.repository, options.identity)
-        if options.what:
+        if options.log and options.what:
+            restore_log(repository, options.log, options.what[0])
+        elif options.log:
+            list_log(repository, options.log)
+        elif options.what:
             restore(repository, *options.what)
         else:
             listing(repository)

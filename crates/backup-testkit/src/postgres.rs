@@ -212,6 +212,29 @@ impl PrivatePostgres {
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("signal the server");
     }
 
+    /// Starts a server on a copy of the base backup `base`, with these lines of configuration, and waits until its recovery
+    /// has ended.
+    ///
+    /// # Panics
+    /// When it does not recover; the message has its log.
+    #[must_use]
+    pub fn recovered_from(base: &Path, settings: &str) -> Self {
+        let server = Self { folder: private_folder(), bin: bin(), settings: Vec::new() };
+        run(command(Path::new("cp")).arg("-a").arg(base).arg(server.data_folder()));
+        server.write_settings();
+        let append = |name: &str, text: &str| {
+            let path = server.data_folder().join(name);
+            let mut file =
+                std::fs::OpenOptions::new().append(true).create(true).open(path).expect("a file of the server");
+            file.write_all(text.as_bytes()).expect("write it");
+        };
+        append("postgresql.conf", settings);
+        append("recovery.signal", "");
+        server.launch();
+        while server.sql("postgres", "select pg_is_in_recovery()") != "f" {}
+        server
+    }
+
     fn write_settings(&self) {
         let mut text = format!(
             "listen_addresses = ''\nunix_socket_directories = '{}'\nport = {}\nfsync = off\nfull_page_writes = off\n\

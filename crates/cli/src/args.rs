@@ -93,6 +93,10 @@ pub enum Command {
     #[cfg(feature = "redis")]
     #[command(subcommand)]
     Redis(RedisCommand),
+    /// Archive the write-ahead log of a PostgreSQL server, fetch it back, look at it
+    #[cfg(feature = "postgres")]
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Make key pairs, and say who can read the repository
     #[command(subcommand)]
     Key(KeyCommand),
@@ -374,6 +378,41 @@ pub struct DrillArgs {
     /// Restore below this folder [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub scratch: Option<PathBuf>,
+}
+
+/// The commands below `wal`.
+#[cfg(feature = "postgres")]
+#[derive(Debug, Subcommand)]
+pub enum WalCommand {
+    /// Archive one file of the log: `archive_command = 'stackward --plan PLAN wal push %p'`
+    Push {
+        /// The file, as `%p` names it
+        #[arg(value_hint = ValueHint::FilePath)]
+        path: PathBuf,
+        /// The source [default: the only PostgreSQL server of the plan]
+        #[arg(long, value_name = "NAME")]
+        source: Option<SourceName>,
+    },
+    /// Fetch one file of the log: `restore_command = 'stackward --plan PLAN --identity KEY wal fetch %f %p'`. Ends with 1
+    /// when the archive has none of this name
+    Fetch {
+        /// The file's name, as `%f` gives it
+        name: String,
+        /// Where to put it, as `%p` names it
+        #[arg(value_hint = ValueHint::FilePath)]
+        path: PathBuf,
+        /// The source [default: the only PostgreSQL server of the plan]
+        #[arg(long, value_name = "NAME")]
+        source: Option<SourceName>,
+        /// So many of the segments that come next are fetched at the same time and kept beside PATH
+        #[arg(long, value_name = "COUNT", default_value = "3")]
+        prefetch: u8,
+    },
+    /// Show what is archived, timeline by timeline, and what is missing
+    Status {
+        /// Only this source
+        source: Option<SourceName>,
+    },
 }
 
 /// The commands below `key`.

@@ -17,6 +17,8 @@ mod show;
 mod status;
 mod validate;
 mod verify;
+#[cfg(feature = "postgres")]
+pub(crate) mod wal;
 
 use backup_core::{Error, ErrorKind, Result};
 
@@ -46,6 +48,8 @@ pub(crate) async fn run(session: &Session<'_>, command: &Command) -> Result<Exit
         Command::Redis(crate::args::RedisCommand::Follow(args)) => follow::run(session, args, Some("redis")).await,
         Command::Status(args) => session.unless_interrupted(status::run(session, args)).await,
         Command::Key(command) => key::run(session, command).await,
+        #[cfg(feature = "postgres")]
+        Command::Wal(command) => wal::run(session, command).await,
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(session, args).await,
         Command::Schema(_) | Command::Completions(_) | Command::Reference(_) => {

@@ -128,6 +128,8 @@ fn dispatch(session: &Session<'_>, command: &Command) -> backup_core::Result<Exi
         Command::Schema(args) => commands::schema::run(session, args),
         Command::Completions(args) => commands::completions::run(session, args),
         Command::Reference(args) => Ok(reference::run(session, args)),
+        #[cfg(feature = "postgres")]
+        Command::Wal(args::WalCommand::Push { path, source }) => commands::wal::push(session, path, source.as_ref()),
         _ => {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|source| {
                 Error::new(ErrorKind::Internal, "the asynchronous runtime cannot start").caused_by(source)

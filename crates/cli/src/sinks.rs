@@ -9,7 +9,7 @@ use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::Sink;
 
 use storage as backend;
-pub use storage::{Created, RecipientInfo, Repository, Unlock, keys};
+pub use storage::{Created, QuickLog, RecipientInfo, Repository, Unlock, keys};
 
 /// What makes and opens sinks. `folder` is where relative paths of the plan start.
 #[async_trait]
@@ -22,6 +22,15 @@ pub trait Sinks: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// [`NoRepository`](backup_core::ErrorKind::NoRepository), [`WrongKey`](backup_core::ErrorKind::WrongKey).
     async fn open(&self, sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>>;
+
+    /// The short way to the logs of a repository, where there is one; see [`QuickLog::open`].
+    ///
+    /// # Errors
+    /// Those of opening a repository.
+    fn quick_log(&self, sink: &SinkConfig, folder: &Path) -> Result<Option<QuickLog>> {
+        let (_, _) = (sink, folder);
+        Ok(None)
+    }
 
     /// Opens a repository to change its keys.
     async fn repository(&self, config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository>;
@@ -39,6 +48,13 @@ impl Sinks for Stored {
 
     async fn open(&self, sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<Arc<dyn Sink>> {
         backend::open(sink, folder, unlock).await
+    }
+
+    fn quick_log(&self, sink: &SinkConfig, folder: &Path) -> Result<Option<QuickLog>> {
+        match sink {
+            SinkConfig::Repository(config) => QuickLog::open(config, folder),
+            SinkConfig::Directory(_) => Ok(None),
+        }
     }
 
     async fn repository(&self, config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {

@@ -13,6 +13,7 @@ mod scratch;
 mod server;
 mod sql;
 mod tools;
+pub mod wal;
 
 use std::sync::Arc;
 

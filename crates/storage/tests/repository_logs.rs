@@ -164,9 +164,14 @@ async fn the_short_way_writes_what_the_long_way_reads() {
     assert_eq!(push("b", &bytes).unwrap(), Stored::Same);
     assert_eq!(push("a", &noise(1000, 1)).unwrap(), Stored::Same, "what the long way wrote");
     assert_eq!(push("a", &noise(1000, 9)).unwrap_err().kind(), ErrorKind::AlreadyExists);
-    assert!(short.has(&source("db"), &id("b")).unwrap() && !short.has(&source("db"), &id("c")).unwrap());
+    assert!(short.record(&source("db"), &id("c")).unwrap().is_none());
+    assert_eq!(short.timelines(&source("db")).unwrap(), [id("a").timeline]);
+    let named = short.segments(&source("db"), &id("a").timeline).unwrap();
+    assert_eq!(named, [id("a").name, id("b").name]);
     let long = logs(&place, &place.reading()).await;
     assert!(read(&*long, "b").await.unwrap() == bytes);
+    let record = long.record(&source("db"), &id("b")).await.unwrap();
+    assert_eq!(short.record(&source("db"), &id("b")).unwrap(), Some(record));
     assert_eq!(put(&*long, "b", &bytes).await.unwrap(), Stored::Same);
     let listed = long.segments(&source("db"), &id("a").timeline).await.unwrap();
     assert_eq!(listed.len(), 2);

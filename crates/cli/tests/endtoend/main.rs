@@ -15,4 +15,5 @@ mod recover;
 #[path = "../support/mod.rs"]
 mod support;
 mod together;
+mod wal;
 mod whole_stack;

@@ -8,10 +8,10 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backup_core::SourceName;
 use backup_core::error::{Error, Result};
-use backup_core::log::{SegmentId, SegmentMeta, Stored};
+use backup_core::log::{SegmentId, SegmentMeta, SegmentRecord, Stored};
 use backup_core::plan::{EncryptionConfig, RepositoryConfig};
+use backup_core::{SegmentName, SourceName, Timeline};
 
 use super::compare;
 use super::key;
@@ -77,30 +77,69 @@ impl QuickLog {
             Ok(()) => Ok(Stored::New { stored_bytes: sealed.stored_bytes() }),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
-                compare(source, id, &sealed, &header)
+                compare(source, id, &sealed, &header.0)
             }
             Err(error) => Err(Error::io("cannot store the segment", &path, error)),
         }
     }
 
-    /// Whether a segment is there.
+    /// What is known of a segment; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`](backup_core::ErrorKind::Damaged); also when the file system does not tell.
+    pub fn record(&self, source: &SourceName, id: &SegmentId) -> Result<Option<SegmentRecord>> {
+        let path = self.root.join(layout::segment(source, id).as_ref());
+        match path.try_exists() {
+            Ok(false) => Ok(None),
+            Ok(true) => {
+                let found = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
+                Ok(Some(found.0.record(found.1)))
+            }
+            Err(error) => Err(Error::io("cannot look for the segment", &path, error)),
+        }
+    }
+
+    /// The timelines of a source, sorted by name.
     ///
     /// # Errors
     /// When the file system does not tell.
-    pub fn has(&self, source: &SourceName, id: &SegmentId) -> Result<bool> {
-        let path = self.root.join(layout::segment(source, id).as_ref());
-        path.try_exists().map_err(|error| Error::io("cannot look for the segment", &path, error))
+    pub fn timelines(&self, source: &SourceName) -> Result<Vec<Timeline>> {
+        names(&self.root.join(layout::source_log(source)), |name| Timeline::new(name).ok())
     }
 
-    fn existing(&self, source: &SourceName, id: &SegmentId, path: &Path) -> Result<Header> {
+    /// The names of the segments of a timeline, sorted.
+    ///
+    /// # Errors
+    /// When the file system does not tell.
+    pub fn segments(&self, source: &SourceName, timeline: &Timeline) -> Result<Vec<SegmentName>> {
+        names(&self.root.join(layout::timeline(source, timeline)), |name| SegmentName::new(name).ok())
+    }
+
+    fn existing(&self, source: &SourceName, id: &SegmentId, path: &Path) -> Result<(Header, usize)> {
         let failed = |error| Error::io("cannot read the segment", path, error);
         let mut file = std::fs::File::open(path).map_err(failed)?;
         let mut prefix = [0; PREFIX_BYTES];
         file.read_exact(&mut prefix).map_err(failed)?;
         let mut sealed = vec![0; header_length(&prefix)?];
         file.read_exact(&mut sealed).map_err(failed)?;
-        Header::open(&self.sealer.index_key, source, id, &sealed)
+        Ok((Header::open(&self.sealer.index_key, source, id, &sealed)?, sealed.len()))
     }
+}
+
+/// The names in a folder that `parse` takes, sorted. Temporary files are none: `#` is in no name.
+fn names<T: Ord>(folder: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
+    let failed = |error| Error::io("cannot list the log", folder, error);
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.extend(entry.map_err(failed)?.file_name().to_str().and_then(&parse));
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Creates the object at `path`, durable, or fails because there is one.

@@ -127,6 +127,8 @@ impl Sealer {
     fn compress(&self, id: &SegmentId, content: &mut dyn Read, out: &mut dyn Write) -> Result<Plain> {
         let sealing = |error| Error::from_io(format!("cannot seal the segment {id}"), error);
         let mut encoder = zstd::Encoder::new(out, self.level).map_err(sealing)?;
+        // So that the plain command notices damage, too.
+        encoder.include_checksum(true).map_err(sealing)?;
         let mut hasher = blake3::Hasher::new_keyed(&self.id_key);
         let (mut buffer, mut bytes) = (vec![0; BUFFER_BYTES], 0);
         loop {

@@ -1,0 +1,126 @@
+//! `stackward wal fetch`: one file of the log from the archive, for `restore_command`.
+//!
+//! Invariant: a file appears under its name only when it is whole and checked. It ends with 1 when the archive has none of
+//! this name, and never above 125, which the server would take for a failure of its own.
+
+use std::path::{Path, PathBuf};
+
+use backup_core::log::SegmentId;
+use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
+use engine_postgres::wal::{SegmentSize, WalFile, WalSegment};
+use serde_json::json;
+
+use super::{log, server};
+use crate::exit::Exit;
+use crate::session::Session;
+use crate::stack::{Access, Stack};
+
+/// What the server asks for.
+pub(super) struct Request<'a> {
+    pub(super) name: &'a str,
+    pub(super) path: &'a Path,
+    pub(super) source: Option<&'a SourceName>,
+    pub(super) ahead: u8,
+}
+
+pub(super) async fn run(session: &Session<'_>, request: &Request<'_>) -> Result<Exit> {
+    let file: WalFile = request.name.parse()?;
+    let stack = Stack::load(session)?;
+    let source = server(&stack, request.source)?.name().clone();
+    let waiting = Waiting::beside(request.path, &source);
+    let from = if waiting.deliver(file, request.path)? {
+        "fetched ahead"
+    } else {
+        let log = log(session, &stack, &source, Access::Read).await?;
+        let wanted = fetch_all(session, &log, file, request, &waiting).await;
+        match wanted {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(not_there(session, &source, file)),
+            // Above 125 the server would give up recovery altogether.
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Exit::Failed),
+            other => other?,
+        }
+        "fetched"
+    };
+    session.output.summary(format!("{file} {from}"));
+    let body = json!({ "source": source, "file": file.to_string(), "found": true });
+    session.output.result("wal fetch", Exit::Done, &body);
+    Ok(Exit::Done)
+}
+
+fn not_there(session: &Session<'_>, source: &SourceName, file: WalFile) -> Exit {
+    session.output.summary(format!("{file} is not in the archive of `{source}`"));
+    let body = json!({ "source": source, "file": file.to_string(), "found": false });
+    session.output.result("wal fetch", Exit::Failed, &body);
+    Exit::Failed
+}
+
+/// Fetches the file and, at the same time, those that the server will ask for next. Only the first must be there.
+async fn fetch_all(
+    session: &Session<'_>,
+    log: &SegmentLog,
+    file: WalFile,
+    request: &Request<'_>,
+    waiting: &Waiting,
+) -> Result<()> {
+    let first = session.unless_interrupted(fetch(log, file.id()?, request.path.to_owned()));
+    let WalFile::Segment(segment) = file else { return first.await };
+    let record = session.unless_interrupted(log.record(&file.id()?)).await?;
+    let size = SegmentSize::new(record.bytes)?;
+    let (result, ()) = tokio::join!(first, waiting.fill(log, segment, size, request.ahead));
+    result
+}
+
+async fn fetch(log: &SegmentLog, id: SegmentId, to: PathBuf) -> Result<()> {
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(format!(".stackward-{}", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let failed = |error| Error::io("cannot write the file of the write-ahead log", &to, error);
+    let out = std::fs::File::create(&partial).map_err(failed)?;
+    let read = log.read(&id, Box::new(out)).await;
+    let placed = read.and_then(|_| std::fs::rename(&partial, &to).map_err(failed));
+    if placed.is_err() {
+        let _gone = std::fs::remove_file(&partial);
+    }
+    placed
+}
+
+/// Segments that were fetched ahead, in a folder beside the file that the server asked for: on the same disk, so that they are
+/// delivered by a rename. The server does not look at names that it does not know.
+struct Waiting(PathBuf);
+
+impl Waiting {
+    fn beside(path: &Path, source: &SourceName) -> Self {
+        Self(path.parent().unwrap_or(Path::new("")).join(format!("stackward-ahead-{source}")))
+    }
+
+    /// Moves the file into its place if it waits.
+    fn deliver(&self, file: WalFile, to: &Path) -> Result<bool> {
+        match std::fs::rename(self.0.join(file.to_string()), to) {
+            Ok(()) => {
+                // When it was the last one, the folder goes, too.
+                let _not_empty = std::fs::remove_dir(&self.0);
+                Ok(true)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("cannot put the file of the write-ahead log in place", to, error)),
+        }
+    }
+
+    /// Fetches up to `count` segments after `segment`. What cannot be had is left for when it is asked for.
+    async fn fill(&self, log: &SegmentLog, segment: WalSegment, size: SegmentSize, count: u8) {
+        // What waited for another way of recovery is of no use any more.
+        let _none = std::fs::remove_dir_all(&self.0);
+        if count == 0 || std::fs::create_dir(&self.0).is_err() {
+            return;
+        }
+        let mut next = segment;
+        let mut fetches = Vec::new();
+        for _ in 0..count {
+            next = next.next(size);
+            let Ok(id) = WalFile::Segment(next).id() else { break };
+            fetches.push(fetch(log, id, self.0.join(next.to_string())));
+        }
+        futures::future::join_all(fetches).await;
+        let _not_empty = std::fs::remove_dir(&self.0);
+    }
+}

@@ -1,0 +1,16 @@
+//! The write-ahead log in the archive: names of files, what a segment says of itself, and whether the chain has holes.
+//!
+//! Sources: PostgreSQL's `access/xlog_internal.h` (names, page headers) and `access/transam/timeline.c` (histories), which
+//! are the same in versions 13 to 18.
+
+mod chain;
+mod history;
+mod names;
+mod page;
+mod push;
+
+pub use chain::{Chain, Hole, Span};
+pub use history::{History, Switch};
+pub use names::{SegmentSize, WalFile, WalSegment};
+pub use page::{PAGE_HEADER_BYTES, PageHeader};
+pub use push::{Pushed, describe, foreign};
