@@ -70,6 +70,7 @@ impl Follower for RedisFollower {
             held: VecDeque::new(),
             epoch: 0,
             durable: 0,
+            because: None,
             received: false,
         };
         let ended = self.run(log, &mut work).await;
