@@ -120,6 +120,15 @@ impl Expired {
         Self { before: expired(before), after: expired(after) }
     }
 
+    /// Adds another RDB of the same backup.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (ours, theirs) in [(&mut self.before, &other.before), (&mut self.after, &other.after)] {
+            for (database, count) in theirs {
+                *ours.entry(*database).or_default() += count;
+            }
+        }
+    }
+
     fn explains(&self, database: u32, wanted: &Fingerprint, restored: &Fingerprint) -> bool {
         let none = BTreeMap::new();
         let (wanted, restored) =

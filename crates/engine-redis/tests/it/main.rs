@@ -2,9 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 
 mod backup;
+mod cluster;
 mod conformance;
 mod drill;
+mod export;
 mod faults;
 mod follow;
+mod own_dump;
 mod restore;
+mod select;
 mod support;
+mod wire;
