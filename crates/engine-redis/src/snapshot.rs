@@ -23,7 +23,7 @@ use crate::server::Server;
 use bgsave::SavedFile;
 use export::Export;
 pub(crate) use export::needed as export_allowed;
-pub(crate) use own_dump::OwnDump;
+pub(crate) use own_dump::{OwnDump, in_danger};
 use replication::Replication;
 
 /// The bytes of one RDB are read in pieces of at most this size.
