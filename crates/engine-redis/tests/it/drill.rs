@@ -61,7 +61,7 @@ async fn a_server_that_loses_keys_is_found_out() {
     let program = folder.path().join(product().1);
     let text = format!(
         "#!/bin/sh\n[ \"$1\" = --version ] && exec {0} --version\n\
-         exec {0} \"$@\" --maxmemory 1200000 --maxmemory-policy allkeys-random\n",
+         exec {0} \"$@\" --maxmemory 1000000 --maxmemory-policy allkeys-random\n",
         backup_testkit::redis::program().display()
     );
     std::fs::write(&program, text).unwrap();
