@@ -15,7 +15,6 @@ mod support;
 mod wire;
 
 #[path = "../rdb/fill.rs"]
-#[expect(dead_code, reason = "the reader of RDBs is tested with more of it")]
 mod fill;
 #[path = "../rdb/server.rs"]
 #[expect(dead_code, reason = "the servers here are the test kit's")]
