@@ -7,6 +7,7 @@ mod cluster;
 
 use std::fmt;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,6 +24,8 @@ const DEFAULT_SERVER: &str = "redis-server";
 const CLIENT: &str = "redis-cli";
 /// A server that needs longer than this to start will not start.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// The user without rights.
+const NOBODY: u32 = 65_534;
 /// Where ports are taken from.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 /// How often a condition is looked at again while waiting for the server.
@@ -35,6 +38,7 @@ pub struct PrivateRedis {
     password: Option<String>,
     port: Option<u16>,
     arguments: Vec<&'static str>,
+    user: Option<u32>,
 }
 
 /// What a server speaks on its port of the loopback interface.
@@ -96,6 +100,23 @@ impl PrivateRedis {
         unreachable!("there is always another port")
     }
 
+    /// Starts an empty server that has no rights of root, so that limits hold for it.
+    ///
+    /// # Panics
+    /// As [`PrivateRedis::start`].
+    #[must_use]
+    pub fn of_nobody(options: &[(&str, &str)]) -> Self {
+        let mut server = Self::prepare(options, None);
+        if rustix::process::getuid().is_root() {
+            for path in [server.folder.path().to_owned(), server.data_folder()] {
+                std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("give the folder to nobody");
+            }
+            server.user = Some(NOBODY);
+        }
+        server.launch();
+        server
+    }
+
     /// Starts a Sentinel that watches `master`.
     ///
     /// # Panics
@@ -120,7 +141,7 @@ impl PrivateRedis {
         // The path of a unix socket has at most 107 bytes: a short folder.
         let folder = tempfile::Builder::new().prefix("swrd-").tempdir_in("/tmp").expect("a temporary folder");
         let password = options.iter().find(|(name, _)| *name == "requirepass").map(|(_, value)| (*value).to_owned());
-        let server = Self { folder, child: Mutex::default(), password, port, arguments: Vec::new() };
+        let server = Self { folder, child: Mutex::default(), password, port, arguments: Vec::new(), user: None };
         server.write_configuration(options);
         std::fs::create_dir(server.data_folder()).expect("a data folder");
         server
@@ -158,6 +179,9 @@ impl PrivateRedis {
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
         let mut command = command(&program());
         command.arg(self.configuration()).args(&self.arguments).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
     }
 
@@ -199,6 +223,25 @@ impl PrivateRedis {
     /// When it does not run.
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).expect("signal the server");
+    }
+
+    /// Lets it start no child from now on, or lets it again. It must have been started by [`of_nobody`](Self::of_nobody).
+    ///
+    /// # Panics
+    /// When prlimit(1) fails.
+    pub fn allow_children(&self, allowed: bool) {
+        let pid = self.pid().as_raw_nonzero().to_string();
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("its limits");
+        let line = limits.lines().find(|line| line.starts_with("Max processes")).expect("a limit of processes");
+        let most = line.split_whitespace().nth(3).expect("the hard limit");
+        let soft = if allowed { most } else { "0" };
+        let mut prlimit = command(Path::new("prlimit"));
+        prlimit.args(["--pid", &pid, &format!("--nproc={soft}:{most}")]);
+        if let Some(user) = self.user {
+            // Whoever is not that user may not, without rights that even root may lack.
+            prlimit.uid(user).gid(user);
+        }
+        assert!(prlimit.status().expect("run prlimit").success());
     }
 
     /// Its process id.

@@ -25,7 +25,7 @@ use crate::inspect::{Inspection, now_ms};
 use crate::rdb::{Checksum, RdbSummary};
 use crate::server::{Info, Server, allowed, setting};
 
-use crate::snapshot::{Snapshot, Way, export_allowed};
+use crate::snapshot::{Snapshot, Way, export_allowed, in_danger};
 use crate::versions::BUILT_IN;
 
 /// The folder of the RDBs of a cluster's masters.
@@ -60,11 +60,13 @@ impl Source for Redis {
             } else if let Err(error) = replication_allowed(&mut connection).await {
                 warnings.push(instead(&mut connection, &error).await?);
             } else if setting(&mut connection, "repl-diskless-sync").await?.as_deref() == Some("no") {
+                let (host, data_dir) = (&*self.host, self.settings.data_dir.as_deref());
+                in_danger(&mut connection, host, data_dir, self.settings.dump_file).await?;
                 warnings.push(
-                    "`repl-diskless-sync` is `no`: the server writes each snapshot to its own dump file first"
-                        .to_owned(),
+                    "`repl-diskless-sync` is `no`: the server writes each snapshot to its own disk first".to_owned(),
                 );
             }
+            self.refuse_files_of_a_cluster(&info)?;
             if self.settings.append_only_files {
                 aof::locate(&mut connection, &*self.host, self.settings.data_dir.as_deref()).await?;
             }
@@ -100,6 +102,7 @@ impl Redis {
         if info.is_on("cluster_enabled") && !self.is_whole_cluster(&info) {
             cx.warn(ONE_NODE);
         }
+        self.refuse_files_of_a_cluster(&info)?;
         let mut details = Details::new(&info);
         details.sentinels = sentinels(&mut connection).await?;
         if details.sentinels > 0 {
@@ -146,6 +149,15 @@ impl Redis {
     /// Whether the node of the plan stands for its whole cluster.
     pub(crate) fn is_whole_cluster(&self, info: &Info) -> bool {
         info.is_on("cluster_enabled") && self.settings.cluster == Extent::Whole
+    }
+
+    /// Append-only files are read from this machine's disk: those of one node, and not of a cluster.
+    fn refuse_files_of_a_cluster(&self, info: &Info) -> Result<()> {
+        if self.settings.append_only_files && self.is_whole_cluster(info) {
+            return Err(Error::new(ErrorKind::Unsupported, "the append-only files of a whole cluster cannot be saved")
+                .hint("leave `aof` out of `modes`, or name each master as a source of its own with `cluster: node`"));
+        }
+        Ok(())
     }
 
     /// Saves every master of the cluster, each as of its own moment.

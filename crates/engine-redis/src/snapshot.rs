@@ -26,7 +26,7 @@ use bgsave::SavedFile;
 use export::Export;
 pub(crate) use export::needed as export_allowed;
 use handed::Handed;
-pub(crate) use own_dump::OwnDump;
+pub(crate) use own_dump::{OwnDump, in_danger};
 pub(crate) use replication::{Attached, Replication};
 
 /// The bytes of one RDB are read in pieces of at most this size.

@@ -55,6 +55,23 @@ pub(crate) async fn path(connection: &mut Connection, host: &dyn Host, data_dir:
     })
 }
 
+/// The file that must be kept, when one must. Changes nothing.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] when it cannot be kept from here.
+pub(crate) async fn in_danger(
+    connection: &mut Connection,
+    host: &dyn Host,
+    data_dir: Option<&Path>,
+    wanted: OwnDump,
+) -> Result<Option<PathBuf>> {
+    let saves_by_itself = setting(connection, "save").await?.is_some_and(|points| !points.is_empty());
+    if wanted == OwnDump::Replace || saves_by_itself {
+        return Ok(None);
+    }
+    path(connection, host, data_dir).await.map(Some).map_err(would_be_lost)
+}
+
 /// A dump file that is kept. Dropping it before the save succeeded takes the second name away again.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -75,12 +92,10 @@ impl Kept {
         data_dir: Option<&Path>,
         wanted: OwnDump,
     ) -> Result<Option<Self>> {
-        let saves_by_itself = setting(connection, "save").await?.is_some_and(|points| !points.is_empty());
-        if wanted == OwnDump::Replace || saves_by_itself {
-            return Ok(None);
+        match in_danger(connection, host, data_dir, wanted).await? {
+            Some(path) => Self::of(path).map(Some).map_err(would_be_lost),
+            None => Ok(None),
         }
-        let path = path(connection, host, data_dir).await.map_err(would_be_lost)?;
-        Self::of(path).map(Some).map_err(would_be_lost)
     }
 
     fn of(path: PathBuf) -> Result<Self> {

@@ -155,6 +155,16 @@ async fn slots_that_move_are_not_saved_meanwhile() {
     back_up(&engine_of(&cluster, 1, "")).await.unwrap();
 }
 
+#[tokio::test]
+async fn append_only_files_of_a_whole_cluster_are_refused() {
+    let cluster = PrivateCluster::start(1);
+    let engine = engine_of(&cluster, 0, "modes: [rdb, aof]");
+    for error in [back_up(&engine).await.unwrap_err(), engine.source.preflight(&context()).await.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.remedy().is_some_and(|hint| hint.contains("cluster: node")), "{error:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_with_slots_of_nobody_takes_no_restore() {
     let (cluster, target) = (filled(), PrivateCluster::start(2));

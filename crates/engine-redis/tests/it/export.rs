@@ -213,12 +213,14 @@ async fn fields_that_expire_keep_their_expiry() {
     }
     server.call(&["HSET", "hash", "field", "x"]);
     server.call(&["HPEXPIREAT", "hash", far, "FIELDS", "1", "field"]);
-    let saved = back_up(&engine(&server, EXPORT)).await.unwrap();
-    let target = PrivateRedis::start();
-    restore(&engine(&target, ""), &saved, &RestoreTarget::default()).await.unwrap();
-    for key in ["small", "hash"] {
-        let fields = |server: &PrivateRedis| server.call(&["HPEXPIRETIME", key, "FIELDS", "3", "f", "g", "field"]);
-        assert_eq!(fields(&target), fields(&server));
+    for modes in [EXPORT, "modes: [rdb]"] {
+        let saved = back_up(&engine(&server, modes)).await.unwrap();
+        let target = PrivateRedis::start();
+        restore(&engine(&target, ""), &saved, &RestoreTarget::default()).await.unwrap();
+        for key in ["small", "hash"] {
+            let fields = |server: &PrivateRedis| server.call(&["HPEXPIRETIME", key, "FIELDS", "3", "f", "g", "field"]);
+            assert_eq!(fields(&target), fields(&server));
+        }
+        assert_eq!(target.digest(), server.digest(), "{modes}");
     }
-    assert_eq!(target.digest(), server.digest());
 }

@@ -9,7 +9,14 @@ mod export;
 mod faults;
 mod follow;
 mod own_dump;
+mod proof;
 mod restore;
 mod select;
 mod support;
 mod wire;
+
+#[path = "../rdb/fill.rs"]
+mod fill;
+#[path = "../rdb/server.rs"]
+#[expect(dead_code, reason = "the servers here are the test kit's")]
+mod server;
