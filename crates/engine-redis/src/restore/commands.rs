@@ -3,6 +3,7 @@
 //! Invariant: the file appears under its name only when every key that was asked for is in it, or is named as refused.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use backup_core::RunContext;
@@ -48,7 +49,7 @@ pub(crate) async fn write(
 
 fn export_all(files: &[PathBuf], mut options: ExportOptions, path: &Path) -> Result<Vec<ExportSummary>> {
     let failed = |source| Error::io("cannot write the commands", path, source);
-    let mut out = File::options().write(true).create_new(true).open(path).map_err(failed)?;
+    let mut out = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     let mut summaries = Vec::new();
     for file in files {
         let rdb = File::open(file).map_err(|source| Error::io("cannot read the RDB", file, source))?;

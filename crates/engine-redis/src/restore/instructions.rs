@@ -7,6 +7,7 @@ use backup_core::BackupReader;
 use crate::aof;
 use crate::companions::{ACL, CONFIGURATION};
 use crate::details::Details;
+use crate::rdb::Slots;
 
 /// The name of the file.
 pub(crate) const FILE: &str = "HOW-TO-RESTORE.txt";
@@ -78,10 +79,7 @@ fn cluster(details: &Details) -> String {
             shard.node,
             shard.address
         ));
-        text.push_str(&format!(
-            "    redis-cli -h HOST -p PORT CLUSTER ADDSLOTSRANGE {}\n",
-            shard.slots.replace(['-', ' '], " ")
-        ));
+        text.push_str(&format!("    redis-cli -h HOST -p PORT CLUSTER ADDSLOTSRANGE{}\n", pairs(&shard.slots)));
     }
     text.push_str(
         "\n  A node that loads an RDB claims the slots that hold keys by itself; ADDSLOTSRANGE then is for the empty ones:\n\
@@ -92,4 +90,20 @@ fn cluster(details: &Details) -> String {
          \x20 Easier: `stackward restore` with a plan that names a node of a running, empty cluster loads all of it.\n",
     );
     text
+}
+
+/// Slots as ADDSLOTSRANGE takes them: the first and the last of each range.
+fn pairs(slots: &str) -> String {
+    let slots = Slots::parse(slots).unwrap_or_default();
+    slots.ranges().iter().map(|(first, last)| [" ", &first.to_string(), " ", &last.to_string()].concat()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_pairs() {
+        assert_eq!(pairs("0-5460 7000"), " 0 5460 7000 7000");
+    }
 }

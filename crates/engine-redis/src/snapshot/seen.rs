@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use backup_core::error::{Error, Result};
 
-/// So many keys are remembered in memory before the file is used: 16 MiB, and the table around them.
-const MEMORY_KEYS: usize = 1 << 20;
+/// So many keys are remembered in memory before the file is used: 4 MiB, and as much again for the table around them.
+const MEMORY_KEYS: usize = 1 << 18;
 /// The first size of the file, in keys.
 const FIRST_SLOTS: u64 = 4 << 20;
 const SLOT_BYTES: u64 = 16;

@@ -114,3 +114,27 @@ async fn a_backup_that_is_too_new_for_the_program_is_said_to_be() {
     let error = stoppable.restorer.plan_restore(&context(), &from, &crate::support::replacing()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "refused before the server is stopped");
 }
+
+/// The second server of a drill has something else than the first: a program that brings a key of its own.
+#[tokio::test]
+async fn contents_that_differ_are_found() {
+    let server = sample(&[]);
+    let saved = back_up(&engine(&server, "")).await.unwrap();
+    let other = PrivateRedis::start();
+    other.call(&["SET", "of its own", "1"]);
+    other.call(&["SAVE"]);
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join(product().1);
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] || [ -e dump.rdb ] || cp {} dump.rdb\nexec {} \"$@\"\n",
+        other.data_folder().join("dump.rdb").display(),
+        backup_testkit::redis::program().display()
+    );
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let strange = engine(&server, &format!("bin: {}", folder.path().display()));
+    let drill = strange.driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert!(drill.findings.iter().any(|finding| finding.contains("other contents")), "{drill:?}");
+    let sound = engine(&server, "").driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert!(sound.checked.iter().any(|line| line.contains("the same contents")), "{sound:?}");
+}
