@@ -5,6 +5,8 @@ mod checksum;
 mod details;
 mod facts;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod increment;
 mod incremental;
 mod ledger;
