@@ -141,7 +141,7 @@ async fn large_collections_that_change_are_read_at_once() {
     // A list that turns has each element once, and two fields that grow together are equal, at every moment.
     let changes = "RPOPLPUSH list list\nMULTI\nHINCRBY hash left 1\nHINCRBY hash right 1\nEXEC\n".repeat(500);
     server.pipe(&changes);
-    let changer = std::thread::spawn({
+    let writer = std::thread::spawn({
         let (server, stop) = (Arc::clone(&server), Arc::clone(&stop));
         move || {
             while !stop.load(Ordering::Relaxed) {
@@ -151,7 +151,7 @@ async fn large_collections_that_change_are_read_at_once() {
     });
     let saved = back_up(&engine(&server, EXPORT)).await.unwrap();
     stop.store(true, Ordering::Relaxed);
-    changer.join().unwrap();
+    writer.join().unwrap();
     assert!(calls(&server, "lrange") > 10, "it was tried");
     let target = PrivateRedis::start();
     restore(&engine(&target, ""), &saved, &RestoreTarget::default()).await.unwrap();
