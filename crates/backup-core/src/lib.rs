@@ -1,7 +1,8 @@
 //! The contracts of Stackward: what a backup is made of, who may say that it is complete, and how it is described.
 //!
 //! Read [`engine`] for what an engine implements, [`sink`] for what a store implements, and [`run`] for the one
-//! place that commits. This crate talks to no service: it knows processes ([`host`]), plans and manifests.
+//! place that commits. This crate talks to no service: it knows processes ([`host`]), plans, manifests, and how to make a
+//! connection private ([`tls`]).
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("Stackward counts bytes in usize and needs a 64-bit machine");
@@ -22,7 +23,9 @@ pub mod run;
 pub mod secret;
 pub mod sink;
 pub mod snapshots;
+pub mod tls;
 pub mod tree;
+pub mod window;
 pub mod writer;
 
 pub use context::RunContext;

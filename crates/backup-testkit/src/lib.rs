@@ -4,6 +4,7 @@
 
 #![expect(clippy::missing_panics_doc, reason = "everything here panics: that is how a test fails")]
 
+pub mod certificates;
 pub mod conformance;
 mod disturbed_sink;
 mod faulty_store;
@@ -14,6 +15,7 @@ pub mod postgres;
 pub mod redis;
 pub mod sink_suite;
 
+pub use certificates::{Certificates, Identity};
 pub use disturbed_sink::{Action, Disturbance, DisturbedSink};
 pub use faulty_store::{Fault, FaultyStore};
 pub use memory_log::MemoryLog;

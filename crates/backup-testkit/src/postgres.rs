@@ -1,6 +1,7 @@
 //! Private PostgreSQL servers for tests: real, in a temporary folder, on a unix socket only, gone when dropped.
 //!
-//! Invariant: a server listens on no network, shares nothing with other servers, and does not outlive its value.
+//! Invariant: a server listens on no network (but for the loopback, when told so), shares nothing with other servers, and
+//! does not outlive its value.
 
 use std::fmt;
 use std::io::Write as _;
@@ -25,7 +26,12 @@ pub struct PrivatePostgres {
     folder: tempfile::TempDir,
     bin: PathBuf,
     settings: Vec<(String, String)>,
+    port: u16,
+    data: PathBuf,
 }
+
+/// The port, where it is only a part of the socket's name.
+const PORT: u16 = 5432;
 
 impl PrivatePostgres {
     /// Starts an empty server.
@@ -52,9 +58,27 @@ impl PrivatePostgres {
     /// As [`PrivatePostgres::start`].
     #[must_use]
     pub fn with_initdb(options: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::make(options, settings, PORT)
+    }
+
+    /// Starts an empty server that listens on the loopback, too, on a port that was free.
+    ///
+    /// # Panics
+    /// As [`PrivatePostgres::start`].
+    #[must_use]
+    pub fn on_loopback(settings: &[(&str, &str)]) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("its address").port();
+        drop(free);
+        let settings: Vec<_> = [("listen_addresses", "'127.0.0.1'")].iter().chain(settings).copied().collect();
+        Self::make(&[], &settings, port)
+    }
+
+    fn make(options: &[&str], settings: &[(&str, &str)], port: u16) -> Self {
         let folder = private_folder();
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let server = Self { folder, bin: bin(), settings };
+        let data = folder.path().join("data");
+        let server = Self { folder, bin: bin(), settings, port, data };
         let mut initdb = server.as_server("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]);
         run(initdb.arg("--data-checksums").arg("-D").arg(server.data_folder()).args(options));
@@ -69,7 +93,10 @@ impl PrivatePostgres {
     /// When the base backup fails, or the standby does not start.
     #[must_use]
     pub fn standby(&self) -> Self {
-        let standby = Self { folder: private_folder(), bin: self.bin.clone(), settings: self.settings.clone() };
+        let (bin, settings, port) = (self.bin.clone(), self.settings.clone(), self.port);
+        let folder = private_folder();
+        let data = folder.path().join("data");
+        let standby = Self { folder, bin, settings, port, data };
         let mut copy = self.client("pg_basebackup", "");
         run(copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]).arg(standby.data_folder()));
         standby.write_settings();
@@ -115,13 +142,38 @@ impl PrivatePostgres {
     /// The port, which is part of the socket's name.
     #[must_use]
     pub const fn port(&self) -> u16 {
-        5432
+        self.port
     }
 
     /// The data directory.
     #[must_use]
     pub fn data_folder(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.data.clone()
+    }
+
+    /// The major version of its programs.
+    ///
+    /// # Panics
+    /// When they do not tell.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        let output = run(command(&self.bin.join("postgres")).arg("--version"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty());
+        version.and_then(|version| version.parse().ok()).expect("a version")
+    }
+
+    /// Starts a server of the same version on a data directory that was restored, and waits until it is consistent.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn on_data(&self, data: &Path) -> Self {
+        let (bin, data) = (self.bin.clone(), data.to_owned());
+        let server = Self { folder: private_folder(), bin, settings: Vec::new(), port: PORT, data };
+        server.write_settings();
+        server.launch();
+        server
     }
 
     /// The folder of the server's programs.
@@ -219,7 +271,9 @@ impl PrivatePostgres {
     /// When it does not recover; the message has its log.
     #[must_use]
     pub fn recovered_from(base: &Path, settings: &str) -> Self {
-        let server = Self { folder: private_folder(), bin: bin(), settings: Vec::new() };
+        let folder = private_folder();
+        let data = folder.path().join("data");
+        let server = Self { folder, bin: bin(), settings: Vec::new(), port: PORT, data };
         run(command(Path::new("cp")).arg("-a").arg(base).arg(server.data_folder()));
         server.write_settings();
         let append = |name: &str, text: &str| {
@@ -231,8 +285,61 @@ impl PrivatePostgres {
         append("postgresql.conf", settings);
         append("recovery.signal", "");
         server.launch();
-        while server.sql("postgres", "select pg_is_in_recovery()") != "f" {}
-        server
+        loop {
+            match server.try_sql("postgres", "select pg_is_in_recovery()") {
+                Ok(answer) if answer == "f" => return server,
+                Ok(_) => {}
+                Err(why) => panic!("it does not recover: {why}\n{}", server.log()),
+            }
+        }
+    }
+
+    /// Makes a standby a primary, on a new timeline, and waits until it is one.
+    ///
+    /// # Panics
+    /// When it does not work.
+    pub fn promote(&self) {
+        assert_eq!(self.sql("postgres", "select pg_promote()"), "t");
+    }
+
+    /// Adds this to its configuration and makes the server read it. What needs a restart takes effect with the next.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    pub fn set(&self, name: &str, value: &str) {
+        self.sql("postgres", &format!("alter system set {name} = {value}"));
+        self.sql("postgres", "select pg_reload_conf()");
+    }
+
+    /// Copies a file (a key, say) to where the server can read it, and nobody else.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    #[must_use]
+    pub fn adopt(&self, file: &Path) -> PathBuf {
+        let copy = self.folder.path().join(file.file_name().expect("a file"));
+        std::fs::copy(file, &copy).expect("copy the file");
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        own(&copy);
+        copy
+    }
+
+    /// Makes an empty folder that belongs to the server, for a tablespace.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn make_folder(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir(&path).expect("make a folder");
+        own(&path);
+        path
+    }
+
+    /// A program of the server's, to be run as its user.
+    #[must_use]
+    pub fn program(&self, program: &str) -> Command {
+        self.as_server(program)
     }
 
     fn write_settings(&self) {
@@ -252,7 +359,7 @@ impl PrivatePostgres {
 
     fn is_ready(&self) -> bool {
         let mut probe = command(&self.bin.join("pg_isready"));
-        probe.arg("-q").arg("-h").arg(self.folder.path());
+        probe.arg("-q").arg("-h").arg(self.folder.path()).arg("-p").arg(self.port.to_string());
         probe.status().is_ok_and(|status| status.success())
     }
 
@@ -338,14 +445,18 @@ fn bin() -> PathBuf {
 fn private_folder() -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("swpg-").tempdir_in("/tmp").expect("a temporary folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
-    if let Some(user) = server_user() {
-        let id = |flag: &str| -> u32 {
-            let output = run(command(Path::new("id")).args([flag, user]));
-            String::from_utf8_lossy(&output.stdout).trim().parse().expect("a numeric id")
-        };
-        chown(folder.path(), Some(id("-u")), Some(id("-g"))).expect("chown the folder of the server");
-    }
+    own(folder.path());
     folder
+}
+
+/// Gives a file or a folder to the server's user.
+fn own(path: &Path) {
+    let Some(user) = server_user() else { return };
+    let id = |flag: &str| -> u32 {
+        let output = run(command(Path::new("id")).args([flag, user]));
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a numeric id")
+    };
+    chown(path, Some(id("-u")), Some(id("-g"))).expect("chown what belongs to the server");
 }
 
 fn server_user() -> Option<&'static str> {

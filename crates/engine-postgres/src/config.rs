@@ -11,6 +11,8 @@ use backup_core::secret::SecretRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::wire::service;
+
 /// Databases that are worked on at the same time, and jobs of a parallel restore, unless the plan says otherwise.
 const DEFAULT_JOBS: usize = 2;
 const MAX_JOBS: usize = 64;
@@ -24,8 +26,10 @@ const DEFAULT_USER: &str = "postgres";
 #[schemars(title = "PostgreSQL")]
 pub(crate) struct PostgresConfig {
     /// `postgres://user@host:port/database?sslmode=…`, without a password. The database is only the one that is asked
-    /// about the others. Either this or `socket`.
+    /// about the others. Either this, `socket` or `service`.
     url: Option<String>,
+    /// A service of the connection service file (`~/.pg_service.conf`), which has the address, the user and the parameters.
+    service: Option<String>,
     /// The folder of the server's unix socket. By default `/run/postgresql`.
     socket: Option<PathBuf>,
     /// The port, which is also part of the socket's name. By default 5432.
@@ -39,8 +43,18 @@ pub(crate) struct PostgresConfig {
     /// Databases to leave out.
     #[serde(default)]
     exclude: Vec<String>,
-    /// How to save: `logical` (`pg_dump`). By default `[logical]`.
+    /// How to save: `physical` (a base backup of the whole cluster over the replication protocol), `logical` (`pg_dump`),
+    /// or both into one snapshot. By default `[logical]`.
     modes: Option<Vec<Mode>>,
+    /// How the write-ahead log is archived, so that every moment can be recovered: `stream` (`stackward wal receive`
+    /// follows a replication slot) or `push` (the server's `archive_command` calls `stackward wal push`). By default not at all.
+    wal: Option<WalMode>,
+    /// The replication slot that `wal: stream` uses, and makes when it is not there. By default `stackward_` and the source's name.
+    slot: Option<String>,
+    /// Whether a physical backup reads only what changed since the last one, where the server can tell (PostgreSQL 17 and
+    /// newer with `summarize_wal = on`). Each snapshot is whole all the same. By default `auto`.
+    #[serde(default)]
+    increments: Increments,
     /// The folder of the client programs (`pg_dump`, `pg_restore`, `psql`, …). By default those that match the server.
     bin: Option<PathBuf>,
     /// Whether the rows of every table are counted, so that a drill can compare them. By default `exact`.
@@ -57,12 +71,32 @@ pub(crate) struct PostgresConfig {
 /// How to save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Mode {
+pub(crate) enum Mode {
     /// With `pg_dump`, database by database.
     Logical,
-    /// Not yet in this version.
-    #[schemars(skip)]
+    /// The files of the whole cluster, over the replication protocol.
     Physical,
+}
+
+/// How the write-ahead log is archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WalMode {
+    /// By `stackward wal receive`, through a replication slot.
+    Stream,
+    /// By the server's `archive_command`, which calls `stackward wal push`.
+    Push,
+}
+
+/// Whether a physical backup reads only what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Increments {
+    /// Where the server can tell what changed.
+    #[default]
+    Auto,
+    /// Everything is read every time.
+    Never,
 }
 
 /// Whether the rows of every table are counted.
@@ -87,6 +121,11 @@ pub(crate) struct Settings {
     pub(crate) exclude: Vec<String>,
     pub(crate) fingerprint: FingerprintMode,
     pub(crate) jobs: usize,
+    pub(crate) wal: Option<WalMode>,
+    /// The slot, when the plan names one.
+    pub(crate) slot: Option<String>,
+    pub(crate) modes: Vec<Mode>,
+    pub(crate) increments: Increments,
 }
 
 /// Where the server listens, and as whom to connect.
@@ -120,7 +159,7 @@ impl Endpoint {
 }
 
 /// Connection parameters that a URL may carry.
-const PARAMETERS: [&str; 9] = [
+const PARAMETERS: [&str; 10] = [
     "sslmode",
     "sslrootcert",
     "sslcert",
@@ -130,19 +169,17 @@ const PARAMETERS: [&str; 9] = [
     "channel_binding",
     "connect_timeout",
     "gssencmode",
+    "passfile",
 ];
 
 impl Settings {
     /// Parses and checks the engine's part of the plan. Relative paths start from `folder`.
     pub(crate) fn parse(node: &Node, folder: &Path) -> Result<Self> {
         let config: PostgresConfig = node.parse()?;
-        if config.modes.as_ref().is_some_and(|modes| modes.contains(&Mode::Physical)) {
-            return Err(node
-                .error("the mode `physical` is not yet in this version")
-                .hint("write `modes: [logical]`, or leave `modes` out"));
-        }
         if config.modes.as_ref().is_some_and(Vec::is_empty) {
-            return Err(node.error("`modes` is empty").hint("write `modes: [logical]`, or leave `modes` out"));
+            return Err(node
+                .error("`modes` is empty")
+                .hint("write `modes: [physical]`, `modes: [logical]`, or both; or leave `modes` out"));
         }
         if config.databases.as_ref().is_some_and(Vec::is_empty) {
             return Err(node
@@ -152,6 +189,18 @@ impl Settings {
         let jobs = config.jobs.unwrap_or(DEFAULT_JOBS);
         if !(1..=MAX_JOBS).contains(&jobs) {
             return Err(node.error(format!("`jobs` must be 1 to {MAX_JOBS}")));
+        }
+        if config.slot.is_some() && config.wal != Some(WalMode::Stream) {
+            return Err(node
+                .error("`slot` is for `wal: stream`")
+                .hint("write `wal: stream` as well, or leave `slot` out"));
+        }
+        if let Some(slot) = &config.slot
+            && crate::wire::slot_name(slot).is_err()
+        {
+            return Err(node
+                .error(format!("`{}` cannot be the name of a replication slot", slot.escape_debug()))
+                .hint("1 to 63 of a-z, 0-9 and `_`"));
         }
         let endpoint = endpoint(&config).map_err(|error| match error.remedy() {
             Some(hint) => node.error(error.message()).hint(hint.to_owned()),
@@ -166,25 +215,55 @@ impl Settings {
             exclude: config.exclude,
             fingerprint: config.fingerprint,
             jobs,
+            wal: config.wal,
+            slot: config.slot,
+            modes: config.modes.unwrap_or_else(|| vec![Mode::Logical]),
+            increments: config.increments,
         })
     }
 }
 
 fn endpoint(config: &PostgresConfig) -> Result<Endpoint> {
-    let mut endpoint = match (&config.url, &config.socket) {
-        (Some(_), Some(_)) => return Err(fault("`url` and `socket` exclude each other").hint("keep one of them")),
-        (Some(url), None) => parse_url(url)?,
-        (None, Some(socket)) if !socket.is_absolute() => {
+    let mut endpoint = match (&config.url, &config.socket, &config.service) {
+        (Some(url), None, None) => parse_url(url)?,
+        (None, None, Some(service)) => of_service(service)?,
+        (None, Some(socket), None) if !socket.is_absolute() => {
             return Err(fault("`socket` must be the absolute path of the folder that holds the socket"));
         }
-        (None, Some(socket)) => Endpoint::socket(socket, DEFAULT_PORT, DEFAULT_USER),
-        (None, None) => Endpoint::socket(Path::new(DEFAULT_SOCKET), DEFAULT_PORT, DEFAULT_USER),
+        (None, Some(socket), None) => Endpoint::socket(socket, DEFAULT_PORT, DEFAULT_USER),
+        (None, None, None) => Endpoint::socket(Path::new(DEFAULT_SOCKET), DEFAULT_PORT, DEFAULT_USER),
+        _ => return Err(fault("`url`, `socket` and `service` exclude each other").hint("keep one of them")),
     };
     if let Some(port) = config.port {
         endpoint.port = port;
     }
     if let Some(user) = &config.user {
         endpoint.user.clone_from(user);
+    }
+    Ok(endpoint)
+}
+
+/// Takes the service's parameters. The file is read here, when the plan is: it is part of what the plan says.
+fn of_service(name: &str) -> Result<Endpoint> {
+    let mut endpoint = Endpoint::socket(Path::new(DEFAULT_SOCKET), DEFAULT_PORT, DEFAULT_USER);
+    for (key, value) in service(name)? {
+        match key.as_str() {
+            "host" => endpoint.host = value,
+            "port" => {
+                endpoint.port = value.parse().map_err(|_| fault(format!("the service `{name}` has no valid port")))?;
+            }
+            "user" => endpoint.user = value,
+            "dbname" => endpoint.database = Some(value),
+            known if PARAMETERS.contains(&known) => {
+                endpoint.parameters.insert(key, value);
+            }
+            other => {
+                return Err(fault(format!(
+                    "the service `{name}` has the parameter `{other}`, which is not known here"
+                ))
+                .hint(format!("known here: host, port, user, dbname, {}", PARAMETERS.join(", "))));
+            }
+        }
     }
     Ok(endpoint)
 }
@@ -275,15 +354,20 @@ mod tests {
     #[test]
     fn faults_are_named_with_a_remedy_and_without_the_password() {
         let cases = [
-            ("modes: [physical]", "physical"),
+            ("modes: []", "empty"),
             ("url: 'postgres://ann:hunter2@db/app'", "password"),
             ("url: 'mysql://db'", "form"),
             ("url: 'postgres://db?sslmod=require'", "sslmod"),
             ("{ url: 'postgres://db', socket: /run }", "exclude"),
+            ("{ service: x, socket: /run }", "exclude"),
+            ("service: no-such-service", "no service `no-such-service`"),
             ("socket: run", "absolute"),
             ("databases: []", "databases"),
             ("jobs: 0", "jobs"),
             ("sockets: /run", "sockets"),
+            ("wal: streams", "stream"),
+            ("{ wal: push, slot: a }", "wal: stream"),
+            ("{ wal: stream, slot: A-B }", "slot"),
         ];
         for (yaml, word) in cases {
             let error = parse(yaml).unwrap_err();
@@ -294,14 +378,13 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_documents_every_field_and_offers_only_what_works() {
+    fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 12);
+        assert_eq!(fields.len(), 16);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }
-        assert!(!schema.to_value().to_string().contains("physical"));
     }
 
     #[test]

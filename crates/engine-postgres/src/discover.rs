@@ -6,6 +6,8 @@ use std::path::Path;
 
 use backup_core::engine::Discovered;
 
+use crate::physical::role_comments;
+
 /// Where distributions, and the server by default, put sockets.
 const FOLDERS: [&str; 3] = ["/run/postgresql", "/var/run/postgresql", "/tmp"];
 const PREFIX: &str = ".s.PGSQL.";
@@ -50,7 +52,7 @@ fn propose(folder: &str, port: u16) -> Discovered {
     Discovered {
         name,
         because: format!("a PostgreSQL server listens on {folder}{shown}"),
-        yaml: format!("postgres:\n  socket: {folder}\n{extra}"),
+        yaml: format!("postgres:\n  socket: {folder}\n{extra}{}", role_comments()),
     }
 }
 

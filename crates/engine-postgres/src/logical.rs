@@ -4,7 +4,6 @@ mod archive;
 mod backup;
 mod blueprint;
 mod catalog;
-mod config_files;
 mod details;
 mod drill;
 mod dump;
@@ -23,6 +22,8 @@ use backup_core::host::Host;
 use crate::config::Settings;
 use crate::server::Server;
 use crate::tools::ToolBox;
+
+pub(crate) use catalog::names;
 
 /// One configured server, saved and put back logically.
 #[derive(Debug)]

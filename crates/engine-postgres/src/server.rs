@@ -8,7 +8,7 @@ use std::sync::Arc;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::CleanExit;
 use backup_core::host::{Host, HostCommand};
-use backup_core::secret::SecretRef;
+use backup_core::secret::{Secret, SecretRef};
 
 use crate::config::{Endpoint, Settings};
 use crate::sql::conninfo_value;
@@ -47,6 +47,11 @@ impl Server {
     /// The system user that programs run as; `None`: the present one.
     pub(crate) fn run_as(&self) -> Option<&str> {
         self.run_as.as_deref()
+    }
+
+    /// The password of the plan, fetched from its place.
+    pub(crate) fn password(&self) -> Result<Option<Secret>> {
+        self.password.as_ref().map(SecretRef::resolve).transpose()
     }
 
     /// Whether the role that connects proves itself by a password.

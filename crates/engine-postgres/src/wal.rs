@@ -4,13 +4,18 @@
 //! are the same in versions 13 to 18.
 
 mod chain;
+mod fetch;
 mod history;
 mod names;
 mod page;
 mod push;
+pub(crate) mod receive;
+mod server_view;
 
 pub use chain::{Chain, Hole, Span};
+pub use fetch::fetch;
 pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
+pub use server_view::{ArchiverView, ServerView, SlotView};

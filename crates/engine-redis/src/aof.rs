@@ -5,6 +5,10 @@
 //! them were the set at that moment; open files cannot be taken away by a rewrite, and what is appended later is left out.
 //! Invariant: nothing is changed on the server, so nothing needs to be set back, whatever happens to us.
 
+mod check;
+
+use std::io::Read as _;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use backup_core::error::{Error, ErrorKind, Result};
@@ -12,16 +16,21 @@ use backup_core::evidence::Evidence;
 use backup_core::host::Host;
 use backup_core::sink::ChunkHint;
 use backup_core::{ArtifactName, BackupReader, BackupWriter, RunContext};
+use jiff::Timestamp;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 
 use crate::connection::Connection;
+use crate::inspect::{Inspection, now_ms};
+use crate::recover::first_second;
 use crate::server::setting;
 
 /// The folder of these artifacts.
 const FOLDER: &str = "aof";
 const DEFAULT_NAME: &str = "appendonly.aof";
-const MANIFEST_ENDING: &str = ".manifest";
+pub(crate) const MANIFEST_ENDING: &str = ".manifest";
+/// Within so many bytes the last file must tell the time, or it is not asked for it.
+const TOLD_WITHIN_BYTES: u64 = 16 * 1024 * 1024;
 /// A manifest lists a handful of files.
 const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
 /// How often we start again because a rewrite changed the set meanwhile.
@@ -78,22 +87,36 @@ fn seen(host: &dyn Host, path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Saves them under `aof/`.
+/// The time that saved files can be cut back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The first second that the last of them tells.
+    pub(crate) from: Timestamp,
+    /// Everything before this moment is in them.
+    pub(crate) to: Timestamp,
+}
+
+/// Saves them under `aof/`; tells what they tell of the time.
 pub(crate) async fn save(
     cx: &RunContext,
     out: &BackupWriter,
     connection: &mut Connection,
     host: &dyn Host,
     data_dir: Option<&Path>,
-) -> Result<()> {
+) -> Result<Option<Told>> {
+    let to = Timestamp::now();
     cx.step("saving the append-only files");
     match locate(connection, host, data_dir).await? {
         Location::File(path) => {
             let file = Opened::open(&path).await?;
-            store(out, DEFAULT_NAME, file).await
+            store(out, DEFAULT_NAME, file).await.map(|()| None)
         }
         Location::Folder { folder, manifest } => {
             let (text, files) = open_set(&folder, &manifest).await?;
+            let from = match files.last() {
+                Some((_, last)) => last.first_second().await?,
+                None => None,
+            };
             for (name, file) in files {
                 store(out, &name, file).await?;
             }
@@ -101,7 +124,8 @@ pub(crate) async fn save(
             let name = artifact(&manifest)?;
             let mut artifact = out.artifact(name, ChunkHint::Stream).await?;
             artifact.write(text.into()).await?;
-            artifact.seal(Evidence::ExactLength(length)).await.map(|_| ())
+            artifact.seal(Evidence::ExactLength(length)).await?;
+            Ok(from.map(|from| Told { from, to }))
         }
     }
 }
@@ -159,12 +183,71 @@ pub(crate) async fn check(from: &BackupReader, manifest: &ArtifactName) -> Resul
     Ok(format!("read to its end, the {} files that it lists are there", listed(&text).count()))
 }
 
+/// Reads one of the files to its end.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] for one that a server would refuse.
+pub(crate) async fn check_file(cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<String> {
+    let mut inspection = Inspection::of(|fed| check::read(fed, now_ms()));
+    let mut reader = from.stream(name).await?;
+    while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
+        cx.progress(piece.len() as u64, 0);
+        inspection.push(piece).await?;
+    }
+    let content = inspection.finish().await?;
+    let preamble = content.preamble.map_or_else(String::new, |rdb| format!("an RDB of {} keys, then ", rdb.keys()));
+    let torn = if content.torn { ", and one that is cut, which a server leaves out" } else { "" };
+    Ok(format!("read to its end: {preamble}{} commands{torn}", content.commands))
+}
+
+/// The file names of the saved set, and the text of its manifest; `None` for the single file of servers before 7.0.
+pub(crate) async fn set(from: &BackupReader) -> Result<(Vec<ArtifactName>, Option<String>)> {
+    let names = from.record().artifacts.iter().map(|record| record.name.clone());
+    let names: Vec<ArtifactName> = names.filter(is_of_the_set).collect();
+    if names.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, "the backup has no append-only files")
+            .hint("they are saved by `modes: [rdb, aof]`; leave `--select aof` out to restore the RDB"));
+    }
+    let Some(manifest) = names.iter().find(|name| is_manifest(name)) else { return Ok((names, None)) };
+    let text = String::from_utf8_lossy(&from.read(manifest, MAX_MANIFEST_BYTES).await?).into_owned();
+    Ok((names.iter().filter(|name| !is_manifest(name)).cloned().collect(), Some(text)))
+}
+
+/// The name that an artifact's file had.
+pub(crate) fn file_name(name: &ArtifactName) -> String {
+    let escaped = name.as_str().rsplit('/').next().unwrap_or_default();
+    unescaped(escaped)
+}
+
+/// The text that [`ArtifactName::escape`] was given.
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = || u8::from_str_radix(std::str::from_utf8(after.get(..2)?).ok()?, 16).ok();
+        let decoded = code().filter(|_| *first == b'%');
+        bytes.push(decoded.unwrap_or(*first));
+        rest = if decoded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A manifest without the files that wait to be deleted: those were not saved.
+pub(crate) fn without_history(manifest: &str) -> String {
+    manifest.lines().filter(|line| listed(line).next().is_some()).map(|line| line.to_owned() + "\n").collect()
+}
+
+/// Whether an artifact is one of the append-only files, or their manifest.
+pub(crate) fn is_of_the_set(name: &ArtifactName) -> bool {
+    name.as_str().strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// Whether an artifact is a manifest of append-only files.
 pub(crate) fn is_manifest(name: &ArtifactName) -> bool {
     name.as_str().starts_with(FOLDER) && name.as_str().ends_with(MANIFEST_ENDING)
 }
 
-fn artifact(file: &str) -> Result<ArtifactName> {
+pub(crate) fn artifact(file: &str) -> Result<ArtifactName> {
     ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(file)))
 }
 
@@ -192,6 +275,31 @@ impl Opened {
         let length = file.metadata().await.map_err(failed)?.len();
         Ok(Self { file, length })
     }
+
+    /// The first second that it tells, when it tells any.
+    async fn first_second(&self) -> Result<Option<Timestamp>> {
+        let failed = |source| Error::from_io("cannot read an append-only file", source);
+        let file = self.file.try_clone().await.map_err(failed)?.into_std().await;
+        let reader = At { file, position: 0 }.take(self.length.min(TOLD_WITHIN_BYTES));
+        let told = tokio::task::spawn_blocking(move || first_second(reader)).await;
+        let lost = |source| Error::new(ErrorKind::Internal, "a reader panicked").caused_by(source);
+        let second = told.map_err(lost)?.map_err(failed)?;
+        Ok(second.and_then(|second| Timestamp::from_second(second).ok()))
+    }
+}
+
+/// Reads a file without moving its place, which others share.
+struct At {
+    file: std::fs::File,
+    position: u64,
+}
+
+impl std::io::Read for At {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(into, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
 }
 
 async fn store(out: &BackupWriter, name: &str, opened: Opened) -> Result<()> {
@@ -203,6 +311,15 @@ async fn store(out: &BackupWriter, name: &str, opened: Opened) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn file_names_come_back() {
+        for name in ["appendonly.aof.1.base.rdb", "my file.aof", ".hidden", "ünï%41"] {
+            let artifact = artifact(name).unwrap();
+            assert_eq!(file_name(&artifact), name);
+            assert!(is_of_the_set(&artifact));
+        }
+    }
 
     #[test]
     fn a_manifest_lists_the_files_to_load() {

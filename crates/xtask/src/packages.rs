@@ -14,6 +14,7 @@ struct Package {
 const PACKAGES: &[Package] = &[
     Package { name: "postgresql", present: has_postgres },
     Package { name: "redis-server", present: || exists("redis-server") && exists("redis-cli") },
+    Package { name: "openssl", present: || exists("openssl") },
     Package { name: "restic", present: || exists("restic") },
     Package { name: "borgbackup", present: || exists("borg") },
     Package { name: "age", present: || exists("age") },

@@ -4,9 +4,14 @@ mod fetch;
 mod push;
 mod status;
 
+use std::sync::Arc;
+
+use backup_core::log::LogStore;
+use backup_core::sink::Sink;
 use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
 
-use crate::args::WalCommand;
+use super::follow;
+use crate::args::{FollowArgs, WalCommand};
 use crate::exit::Exit;
 use crate::session::Session;
 use crate::stack::{Access, Part, Stack};
@@ -20,6 +25,10 @@ pub(crate) async fn run(session: &Session<'_>, command: &WalCommand) -> Result<E
     match command {
         WalCommand::Fetch { name, path, source, prefetch } => {
             fetch::run(session, &fetch::Request { name, path, source: source.as_ref(), ahead: *prefetch }).await
+        }
+        WalCommand::Receive { source } => {
+            let followed = FollowArgs { sources: source.iter().cloned().collect() };
+            follow::run(session, &followed, Some(ENGINE)).await
         }
         WalCommand::Status { source } => session.unless_interrupted(status::run(session, source.as_ref())).await,
         WalCommand::Push { .. } => Err(Error::new(ErrorKind::Internal, "this command needs no runtime")),
@@ -56,9 +65,12 @@ fn servers(stack: &Stack) -> Vec<&Part> {
 /// The log of `source`.
 async fn log(session: &Session<'_>, stack: &Stack, source: &SourceName, access: Access) -> Result<SegmentLog> {
     let sink = stack.open(session, access).await?;
-    let logs = sink.logs().ok_or_else(|| {
+    Ok(SegmentLog::new(logs_of(sink.as_ref())?, source.clone()))
+}
+
+fn logs_of(sink: &dyn Sink) -> Result<Arc<dyn LogStore>> {
+    sink.logs().ok_or_else(|| {
         Error::new(ErrorKind::Unsupported, format!("{} keeps no logs", sink.describe()))
             .hint("continuous backup needs a repository: `repository:` instead of `directory:` in the plan")
-    })?;
-    Ok(SegmentLog::new(logs, source.clone()))
+    })
 }

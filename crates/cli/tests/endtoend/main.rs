@@ -2,9 +2,12 @@
 #![cfg(all(feature = "files", feature = "postgres", feature = "demo"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod base_backup;
 mod crash;
 mod damage;
 mod faults;
+#[cfg(feature = "redis")]
+mod follow;
 mod full_disk;
 mod hostile;
 mod memory;

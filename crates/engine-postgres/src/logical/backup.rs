@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 
 use super::Logical;
 use super::catalog::{self, Connected, ListedDatabase, ServerFacts};
-use super::config_files;
 use super::details::{ClusterDetails, Details};
 use super::dump::{self, Dumped, Job};
 use super::fingerprint::merge;
+use crate::config_files::{self, PsqlAsker};
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::tools::Tools;
@@ -86,7 +86,10 @@ impl Logical {
             fingerprint: self.settings.fingerprint,
         });
         dump::globals(&job, &maintenance).await?;
-        cluster.config_files = config_files::save(&job, &maintenance).await?;
+        let mut asker = PsqlAsker::new(&job.server, &job.tools, &maintenance).await?;
+        let major = job.facts.version().major();
+        cluster.config_files = config_files::save(cx, out, &job.server, &mut asker, major).await?;
+        asker.close().await?;
         let mut fingerprint = Fingerprint::default();
         let mut databases = Vec::new();
         for (name, dumped) in dump_all(&job, chosen, self.settings.jobs).await? {

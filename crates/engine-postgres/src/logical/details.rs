@@ -9,6 +9,8 @@ use backup_core::manifest::SourceRecord;
 use backup_core::names::ArtifactName;
 use serde::{Deserialize, Serialize};
 
+use crate::config_files::ConfigFile;
+
 /// The key of the details under which [`ClusterDetails`] stand.
 const CLUSTER: &str = "cluster";
 /// The key of the details under which the list of [`DatabaseDetails`] stands.
@@ -41,14 +43,6 @@ pub(crate) struct Tablespace {
     pub(crate) name: String,
     pub(crate) owner: String,
     pub(crate) location: String,
-}
-
-/// A saved configuration file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ConfigFile {
-    pub(crate) artifact: ArtifactName,
-    /// Where it was on the server.
-    pub(crate) path: String,
 }
 
 /// One saved database.

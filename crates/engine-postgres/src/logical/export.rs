@@ -7,10 +7,12 @@ use std::path::Path;
 
 use backup_core::engine::{RestoreReport, RestoreTarget};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::{ArtifactKind, ArtifactRecord};
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use super::blueprint::chosen;
 use super::details::Details;
+use crate::physical::is_memo;
 
 /// The artifacts that `target` asks for: everything, or the dumps of the selected databases.
 pub(crate) fn artifacts(from: &BackupReader, details: &Details, target: &RestoreTarget) -> Result<Vec<ArtifactName>> {
@@ -19,7 +21,8 @@ pub(crate) fn artifacts(from: &BackupReader, details: &Details, target: &Restore
             .hint("rename the database when you load it, or restore onto the server"));
     }
     if target.select.is_empty() {
-        return Ok(from.record().artifacts.iter().map(|artifact| artifact.name.clone()).collect());
+        let own = |artifact: &&ArtifactRecord| artifact.kind == ArtifactKind::Stream && !is_memo(&artifact.name);
+        return Ok(from.record().artifacts.iter().filter(own).map(|artifact| artifact.name.clone()).collect());
     }
     Ok(chosen(details, target)?.into_iter().map(|item| item.details.artifact).collect())
 }

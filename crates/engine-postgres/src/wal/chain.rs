@@ -20,6 +20,8 @@ pub struct Chain {
     /// The numbers of the whole segments, by timeline.
     segments: BTreeMap<u32, BTreeSet<u64>>,
     histories: BTreeMap<u32, History>,
+    /// How far the pieces of a segment that is not full reach, without a gap: by timeline and number.
+    pieces: BTreeMap<(u32, u64), u32>,
     stored_bytes: BTreeMap<u32, u64>,
 }
 
@@ -41,11 +43,11 @@ pub struct Span {
     pub timeline: u32,
     /// The name of its first segment.
     pub first: String,
-    /// The name of its last segment.
+    /// The name of its last segment, which may be there in pieces only.
     pub last: String,
-    /// The position after the last byte of that.
+    /// The position after the last byte that is archived, in pieces of the next segment, too.
     pub end: Lsn,
-    /// Segments.
+    /// Whole segments.
     pub count: u64,
     /// What they take in the archive, with the files beside them.
     pub stored_bytes: u64,
@@ -64,10 +66,12 @@ impl Chain {
             system: None,
             segments: BTreeMap::new(),
             histories: BTreeMap::new(),
+            pieces: BTreeMap::new(),
             stored_bytes: BTreeMap::new(),
         };
         let mut newest = None;
         let mut found = Vec::new();
+        let mut pieces = Vec::new();
         for timeline in log.timelines().await? {
             for entry in log.segments(&timeline).await? {
                 let Ok(file) = entry.id.name.as_str().parse::<WalFile>() else { continue };
@@ -80,16 +84,27 @@ impl Chain {
                     WalFile::History(timeline) => {
                         chain.histories.insert(timeline, history(&log.record(&entry.id).await?)?);
                     }
+                    WalFile::Piece(segment, from, to) => {
+                        newest = newest.or(Some(entry.id));
+                        pieces.push((segment, from, to));
+                    }
                     WalFile::Partial(_) | WalFile::Backup(..) => {}
                 }
             }
         }
         let Some(newest) = newest else { return Ok(None) };
         let record = log.record(&newest).await?;
-        chain.size = SegmentSize::new(record.bytes)?;
+        chain.size = size_of(&record)?;
         chain.system = record.meta.details.get("system").and_then(|system| system.as_str()).map(str::to_owned);
         for segment in found {
             chain.segments.entry(segment.timeline).or_default().insert(segment.number(chain.size));
+        }
+        pieces.sort_unstable_by_key(|(segment, from, to)| (*segment, *from, *to));
+        for (segment, from, to) in pieces {
+            let reach = chain.pieces.entry((segment.timeline, segment.number(chain.size))).or_default();
+            if from <= *reach {
+                *reach = to.max(*reach);
+            }
         }
         Ok(Some(chain))
     }
@@ -106,28 +121,67 @@ impl Chain {
         self.system.as_deref()
     }
 
-    /// The timelines of which there is a segment, in order.
-    pub fn timelines(&self) -> impl Iterator<Item = u32> {
-        self.segments.keys().copied()
+    /// The timelines of which there is anything, in order.
+    #[must_use]
+    pub fn timelines(&self) -> Vec<u32> {
+        let of_pieces = self.pieces.keys().map(|(timeline, _)| timeline);
+        self.segments.keys().chain(of_pieces).copied().collect::<BTreeSet<u32>>().into_iter().collect()
+    }
+
+    /// The last whole segment of a timeline.
+    #[must_use]
+    pub fn last(&self, timeline: u32) -> Option<WalSegment> {
+        let number = self.segments.get(&timeline)?.last()?;
+        Some(WalSegment::numbered(timeline, *number, self.size))
+    }
+
+    /// Whether the history of a timeline is in the archive.
+    #[must_use]
+    pub fn has_history(&self, timeline: u32) -> bool {
+        self.histories.contains_key(&timeline)
+    }
+
+    /// So many bytes at the beginning of a segment are archived in pieces.
+    #[must_use]
+    pub fn pieces_of(&self, segment: WalSegment) -> u32 {
+        self.pieces.get(&(segment.timeline, segment.number(self.size))).copied().unwrap_or_default()
+    }
+
+    /// The end of what is archived of a timeline, pieces included; holes before it do not count.
+    #[must_use]
+    pub fn end(&self, timeline: u32) -> Option<Lsn> {
+        let whole = self.last(timeline).map(|segment| segment.end(self.size));
+        let (number, reach) = self
+            .pieces
+            .range((timeline, 0)..=(timeline, u64::MAX))
+            .next_back()
+            .map(|((_, number), reach)| (number, reach))
+            .unzip();
+        let pieces = number.zip(reach).map(|(number, reach)| Lsn(number * self.size.bytes() + u64::from(*reach)));
+        whole.max(pieces)
     }
 
     /// What is archived, timeline by timeline.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
-        let span = |(timeline, numbers): (&u32, &BTreeSet<u64>)| {
-            let (first, last) = (*numbers.first()?, *numbers.last()?);
-            let named = |number| WalSegment::numbered(*timeline, number, self.size);
-            Some(Span {
-                timeline: *timeline,
-                first: named(first).to_string(),
-                last: named(last).to_string(),
-                end: named(last).end(self.size),
-                count: numbers.len() as u64,
-                stored_bytes: self.stored_bytes.get(timeline).copied().unwrap_or_default(),
-                holes: self.holes(*timeline, numbers),
-            })
-        };
-        self.segments.iter().filter_map(span).collect()
+        self.timelines().into_iter().filter_map(|timeline| self.span(timeline)).collect()
+    }
+
+    fn span(&self, timeline: u32) -> Option<Span> {
+        let whole = self.segments.get(&timeline);
+        // The last segment may be there in pieces only.
+        let tail = self.pieces.range((timeline, 0)..=(timeline, u64::MAX)).next_back().map(|((_, number), _)| *number);
+        let numbers: BTreeSet<u64> = whole.into_iter().flatten().copied().chain(tail).collect();
+        let named = |number: &u64| WalSegment::numbered(timeline, *number, self.size).to_string();
+        Some(Span {
+            timeline,
+            first: named(numbers.first()?),
+            last: named(numbers.last()?),
+            end: self.end(timeline)?,
+            count: whole.map_or(0, BTreeSet::len) as u64,
+            stored_bytes: self.stored_bytes.get(&timeline).copied().unwrap_or_default(),
+            holes: self.holes(timeline, &numbers),
+        })
     }
 
     fn holes(&self, timeline: u32, numbers: &BTreeSet<u64>) -> Vec<Hole> {
@@ -211,12 +265,26 @@ impl Chain {
     /// # Errors
     /// As [`Chain::needed`].
     pub fn reach(&self, start_timeline: u32, from: Lsn, timeline: u32) -> Result<Option<Lsn>> {
-        let last = self.segments.get(&timeline).and_then(BTreeSet::last);
-        let Some(last) = last else { return Ok(None) };
-        let end = WalSegment::numbered(timeline, *last, self.size).end(self.size);
-        let needed = self.needed(start_timeline, from, timeline, end)?;
-        let whole = needed.iter().take_while(|segment| self.has(**segment)).last();
-        Ok(whole.map(|segment| segment.end(self.size)))
+        let Some(end) = self.end(timeline) else { return Ok(None) };
+        let mut reach = None;
+        for segment in self.needed(start_timeline, from, timeline, end)? {
+            if self.has(segment) {
+                reach = Some(segment.end(self.size));
+                continue;
+            }
+            let pieces = Lsn(segment.start(self.size).0 + u64::from(self.pieces_of(segment)));
+            // Pieces end the chain: what follows them is not there.
+            return Ok(reach.max(Some(pieces).filter(|pieces| *pieces > from && *pieces > segment.start(self.size))));
+        }
+        Ok(reach)
+    }
+}
+
+/// The length of the segments, from the record of one or of a piece of one.
+pub(super) fn size_of(record: &SegmentRecord) -> Result<SegmentSize> {
+    match record.meta.details.get("segment_size").and_then(serde_json::Value::as_u64) {
+        Some(size) => SegmentSize::new(size),
+        None => SegmentSize::new(record.bytes),
     }
 }
 
@@ -228,12 +296,12 @@ fn history(record: &SegmentRecord) -> Result<History> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const MIB: u64 = 1 << 20;
+    pub(in crate::wal) const MIB: u64 = 1 << 20;
 
-    fn chain(segments: &[(u32, &[u64])], histories: &[(u32, &[(u32, u64)])]) -> Chain {
+    pub(in crate::wal) fn chain(segments: &[(u32, &[u64])], histories: &[(u32, &[(u32, u64)])]) -> Chain {
         let switch = |(timeline, at): &(u32, u64)| Switch { timeline: *timeline, at: Lsn(*at) };
         Chain {
             size: SegmentSize::new(MIB).unwrap(),
@@ -246,6 +314,7 @@ mod tests {
                 .iter()
                 .map(|(timeline, switches)| (*timeline, History(switches.iter().map(switch).collect())))
                 .collect(),
+            pieces: BTreeMap::new(),
             stored_bytes: BTreeMap::new(),
         }
     }
@@ -278,6 +347,17 @@ mod tests {
         assert_eq!(names(&chain.needed(1, Lsn(3 * MIB), 3, Lsn(5 * MIB + 50)).unwrap()), [(1, 3), (1, 4), (1, 5)]);
         assert_eq!(names(&chain.needed(1, Lsn(3 * MIB), 1, Lsn(7 * MIB)).unwrap()), [(1, 3), (1, 4), (1, 5), (1, 6)]);
         assert_eq!(chain.reach(1, Lsn(3 * MIB), 3).unwrap(), Some(Lsn(9 * MIB)));
+    }
+
+    #[test]
+    fn pieces_lengthen_the_chain() {
+        let mut chain = chain(&[(1, &[3, 4])], &[]);
+        chain.pieces.insert((1, 5), 4096);
+        assert_eq!(chain.end(1), Some(Lsn(5 * MIB + 4096)));
+        assert_eq!(chain.reach(1, Lsn(3 * MIB), 1).unwrap(), Some(Lsn(5 * MIB + 4096)));
+        assert_eq!(chain.reach(1, Lsn(5 * MIB + 5000), 1).unwrap(), None);
+        chain.pieces.insert((1, 7), 100);
+        assert_eq!(chain.reach(1, Lsn(3 * MIB), 1).unwrap(), Some(Lsn(5 * MIB + 4096)), "6 is missing");
     }
 
     #[test]

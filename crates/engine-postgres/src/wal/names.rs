@@ -112,6 +112,9 @@ pub enum WalFile {
     History(u32),
     /// `….00000028.backup`: where a base backup began and ended; a note for people.
     Backup(WalSegment, u32),
+    /// `….00000000-00400000.piece`: bytes of a segment that is not full yet, from one offset to another. No server makes
+    /// these: the receiver does, so that an idle server's log is archived, too.
+    Piece(WalSegment, u32, u32),
 }
 
 impl WalFile {
@@ -119,7 +122,9 @@ impl WalFile {
     #[must_use]
     pub fn timeline(self) -> u32 {
         match self {
-            Self::Segment(segment) | Self::Partial(segment) | Self::Backup(segment, _) => segment.timeline,
+            Self::Segment(segment) | Self::Partial(segment) | Self::Backup(segment, _) | Self::Piece(segment, ..) => {
+                segment.timeline
+            }
             Self::History(timeline) => timeline,
         }
     }
@@ -141,6 +146,7 @@ impl fmt::Display for WalFile {
             Self::Partial(segment) => write!(f, "{segment}.partial"),
             Self::History(timeline) => write!(f, "{timeline:08X}.history"),
             Self::Backup(segment, offset) => write!(f, "{segment}.{offset:08X}.backup"),
+            Self::Piece(segment, from, to) => write!(f, "{segment}.{from:08X}-{to:08X}.piece"),
         }
     }
 }
@@ -177,6 +183,11 @@ fn parse(name: &str) -> Option<WalFile> {
         (Some("partial"), None, _) => segment(first).map(WalFile::Partial),
         (Some("history"), None, _) => number(first).map(WalFile::History),
         (Some(offset), Some("backup"), None) => Some(WalFile::Backup(segment(first)?, number(offset)?)),
+        (Some(range), Some("piece"), None) => {
+            let (from, to) = range.split_once('-')?;
+            let (from, to) = (number(from)?, number(to)?);
+            (from < to).then_some(WalFile::Piece(segment(first)?, from, to))
+        }
         _ => None,
     }
 }
@@ -192,6 +203,7 @@ mod tests {
             "0000000200000000000000A3.partial",
             "00000002.history",
             "000000010000000000000002.00000028.backup",
+            "000000010000000000000002.00000000-00400000.piece",
         ] {
             assert_eq!(name.parse::<WalFile>().unwrap().to_string(), name);
         }
@@ -202,6 +214,7 @@ mod tests {
             "000000010000000a000000ff",
             "00000002.HISTORY",
             "000000010000000000000002.backup",
+            "000000010000000000000002.00400000-00400000.piece",
             "000000010000000A000000FF.gz",
             "é00000010000000A000000F",
         ] {

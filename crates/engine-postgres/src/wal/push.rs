@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::history::{History, MAX_HISTORY_BYTES};
-use super::names::WalFile;
+use super::names::{WalFile, WalSegment};
 use super::page::{PAGE_HEADER_BYTES, PageHeader};
 
 /// A file of the log, looked at, ready to be archived.
@@ -51,30 +51,54 @@ pub fn describe(path: &Path) -> Result<Pushed> {
                 let message = format!("the segment {name} has {} bytes, not {}", status.len(), size.bytes());
                 return Err(Error::new(ErrorKind::Damaged, message).with("file", path.display()));
             }
-            if let WalFile::Segment(_) = file {
-                let span = Span { start: segment.start(size).0, end: segment.end(size).0 };
-                meta.predecessor = segment.previous(size).map(|before| WalFile::Segment(before).id()).transpose()?;
-                meta.span = Some(span);
+            meta = segment_meta(segment, &header)?;
+            if let WalFile::Partial(_) = file {
+                (meta.predecessor, meta.span) = (None, None);
+            } else {
                 // The time of the file's last change: from then on it was full.
                 let time = status.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
-                meta.marks.extend(time.map(|time| Mark { time, position: span.end }));
+                meta.marks.extend(time.map(|time| Mark { time, position: segment.end(size).0 }));
             }
             system = Some(header.system);
-            // As text: numbers of JSON are not exact beyond 2^53 everywhere.
-            meta.details.insert("system".to_owned(), json!(header.system.to_string()));
-            meta.details.insert("page_magic".to_owned(), json!(header.magic));
             rewind(&mut content).map_err(failed)?;
         }
         WalFile::History(timeline) => {
             let mut text = String::new();
             (&mut content).take(MAX_HISTORY_BYTES).read_to_string(&mut text).map_err(failed)?;
             let history = History::parse(timeline, &text).map_err(|error| error.with("file", path.display()))?;
-            meta.details.insert("history".to_owned(), serde_json::to_value(&history).unwrap_or(Value::Null));
+            meta = history_meta(&history);
             rewind(&mut content).map_err(failed)?;
         }
         WalFile::Backup(..) => {}
+        WalFile::Piece(..) => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "pieces of segments are the receiver's own; no server archives one",
+            ));
+        }
     }
     Ok(Pushed { file, meta, system, content })
+}
+
+/// What the archive is told of a whole segment.
+pub(super) fn segment_meta(segment: WalSegment, header: &PageHeader) -> Result<SegmentMeta> {
+    let size = header.segment_size;
+    let mut meta = SegmentMeta {
+        predecessor: segment.previous(size).map(|before| WalFile::Segment(before).id()).transpose()?,
+        span: Some(Span { start: segment.start(size).0, end: segment.end(size).0 }),
+        ..SegmentMeta::default()
+    };
+    // As text: numbers of JSON are not exact beyond 2^53 everywhere.
+    meta.details.insert("system".to_owned(), json!(header.system.to_string()));
+    meta.details.insert("page_magic".to_owned(), json!(header.magic));
+    Ok(meta)
+}
+
+/// What the archive is told of a history: its content, so that chains can be followed without a private key.
+pub(super) fn history_meta(history: &History) -> SegmentMeta {
+    let mut meta = SegmentMeta::default();
+    meta.details.insert("history".to_owned(), serde_json::to_value(history).unwrap_or(Value::Null));
+    meta
 }
 
 fn rewind(file: &mut std::fs::File) -> std::io::Result<()> {

@@ -1,10 +1,13 @@
 //! The engine against real, private PostgreSQL servers.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 
+mod altered;
 mod backup;
 mod conformance;
 mod drill;
 mod faults;
+mod increments;
+mod physical;
 mod restore;
 mod support;
 mod verify;

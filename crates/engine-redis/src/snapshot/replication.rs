@@ -4,6 +4,7 @@
 //! it prepares, then `$EOF:` and a mark of 40 bytes that also ends the RDB, or `$` and the length.
 //! Invariant: without its mark, or before its length is reached, an end is an error.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::RunContext;
@@ -11,10 +12,13 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::Evidence;
 use backup_core::position::Position;
 use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
 
 use super::PIECE_BYTES;
+use super::own_dump::{self, Kept};
+use crate::Redis;
 use crate::connection::{Connection, refusal};
-use crate::server::{Info, Server};
+use crate::server::{Info, Server, setting};
 
 const MARK_BYTES: usize = 40;
 /// The server sends a newline every second while it prepares, and data after that.
@@ -31,12 +35,28 @@ enum Framing {
     Length(u64),
 }
 
+/// What a server does for a replica that wants to go on where it was.
+#[derive(Debug)]
+pub(crate) enum Attached {
+    /// It goes on there: what is read from the connection is the stream, whose replication id is `id`.
+    Continued {
+        /// The id, which is another one after a failover or a restart.
+        id: String,
+        /// The connection.
+        connection: Connection,
+    },
+    /// It cannot, and sends everything; the stream follows.
+    Everything(Box<Replication>),
+}
+
 /// An RDB that a server sends to us as to a replica.
 #[derive(Debug)]
 pub(crate) struct Replication {
     connection: Connection,
     framing: Framing,
     position: Option<Position>,
+    /// When the server had told the position.
+    told: Timestamp,
     /// What was read and not handed on: at the end of a piece it may be the mark.
     held: BytesMut,
     passed: u64,
@@ -47,22 +67,64 @@ impl Replication {
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] or [`ErrorKind::Unsupported`] when the server does not allow it.
-    pub(crate) async fn begin(cx: &RunContext, server: &Server) -> Result<Self> {
+    pub(crate) async fn begin(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Self> {
         let mut connection = server.connect(cx).await?;
         let version = match Info::ask(&mut connection, Some("server")).await {
             Ok(info) => info.product().map(|product| product.version),
             Err(_) => None,
         };
         introduce(&mut connection, version.as_deref().unwrap_or(ANNOUNCED_VERSION)).await?;
+        let kept = keep_dump_file(cx, redis, server).await?;
         cx.step("waiting for the server's snapshot");
-        let (position, framing) = ask_for_everything(&mut connection).await?;
-        if matches!(framing, Framing::Length(_)) {
-            cx.warn(
-                "the server has `repl-diskless-sync no`, so it wrote this snapshot to its own dump file, as BGSAVE does; \
-                 `CONFIG SET repl-diskless-sync yes` spares its disk",
-            );
+        let (position, told, framing) = ask_for_everything(&mut connection).await?;
+        tell_of_disk(cx, &framing, kept)?;
+        Ok(Self { connection, framing, position, told, held: BytesMut::new(), passed: 0 })
+    }
+
+    /// Connects to stay, and tells what the server says of itself. `after` is the replication id and the offset up to which
+    /// everything is known.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`] or [`ErrorKind::Unsupported`] when the server does not allow it.
+    pub(crate) async fn attach(cx: &RunContext, redis: &Redis, after: Option<(&str, u64)>) -> Result<(Attached, Info)> {
+        let mut connection = redis.server.connect(cx).await?;
+        let info = Info::ask(&mut connection, None).await.unwrap_or_default();
+        if redis.is_whole_cluster(&info) {
+            return Err(Error::new(ErrorKind::Unsupported, "a cluster is not followed as a whole")
+                .hint("name each master as a source of its own, with `cluster: node` and `follow: true`"));
         }
-        Ok(Self { connection, framing, position, held: BytesMut::new(), passed: 0 })
+        let version = info.product().map(|product| product.version);
+        // `psync2`: the answer to PSYNC names the replication id, which may have changed.
+        connection.call(&["REPLCONF", "capa", "eof", "capa", "psync2"]).await?;
+        connection.ask(&["REPLCONF", "version", version.as_deref().unwrap_or(ANNOUNCED_VERSION)]).await?;
+        let kept = keep_dump_file(cx, redis, &redis.server).await?;
+        let (id, next) = after.map_or(("?", "-1".to_owned()), |(id, offset)| (id, (offset + 1).to_string()));
+        connection.writer.send(&["PSYNC", id, &next]).await?;
+        let line = preamble(&mut connection, "PSYNC").await?;
+        if let Some(rest) = line.strip_prefix("+CONTINUE") {
+            let told = rest.trim();
+            let id = if told.is_empty() { id } else { told };
+            return Ok((Attached::Continued { id: id.to_owned(), connection }, info));
+        }
+        let (position, told) = (Some(full_resync(&line)?), Timestamp::now());
+        let framing = framing(&preamble(&mut connection, "PSYNC").await?)?;
+        tell_of_disk(cx, &framing, kept)?;
+        let held = BytesMut::new();
+        Ok((Attached::Everything(Box::new(Self { connection, framing, position, told, held, passed: 0 })), info))
+    }
+
+    /// When the server had come to the position, at the latest.
+    pub(crate) fn told(&self) -> Timestamp {
+        self.told
+    }
+
+    /// After the end: the connection, and what was read of the stream that follows the RDB.
+    pub(crate) fn into_stream(mut self) -> (Connection, Bytes) {
+        let rest = match self.framing {
+            Framing::Mark(_) => Bytes::new(),
+            Framing::Length(_) => self.held.split().freeze(),
+        };
+        (self.connection, rest)
     }
 
     /// The next bytes, in pieces of one size but for the last; `None` at the proven end.
@@ -109,6 +171,21 @@ impl Replication {
     }
 }
 
+/// Keeps the server's dump file where the server is about to write over it. It tells that only who may ask.
+async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<(Kept, PathBuf)>> {
+    // A connection that has introduced itself as a replica is for nothing else.
+    let mut connection = server.connect(cx).await?;
+    if setting(&mut connection, "repl-diskless-sync").await?.as_deref() != Some("no") {
+        return Ok(None);
+    }
+    let (host, data_dir) = (&*redis.host, redis.settings.data_dir.as_deref());
+    let Some(kept) = Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await? else {
+        return Ok(None);
+    };
+    let path = own_dump::path(&mut connection, host, data_dir).await?;
+    Ok(Some((kept, path)))
+}
+
 /// Says what kind of replica we are. Without `capa eof` the server would always write its dump file.
 async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
     connection.call(&["REPLCONF", "capa", "eof"]).await?;
@@ -118,16 +195,35 @@ async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
     Ok(())
 }
 
-async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Framing)> {
+/// A server that wrote its dump file is told of, and has its old one back.
+fn tell_of_disk(cx: &RunContext, framing: &Framing, kept: Option<(Kept, PathBuf)>) -> Result<()> {
+    if !matches!(framing, Framing::Length(_)) {
+        return Ok(());
+    }
+    cx.warn(
+        "the server has `repl-diskless-sync no`, so it wrote this snapshot to its disk first; \
+         `CONFIG SET repl-diskless-sync yes` spares that",
+    );
+    // It has opened what it sends.
+    match kept {
+        Some((kept, path)) => kept.put_back(own_dump::inode(&path)?),
+        None => Ok(()),
+    }
+}
+
+async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Timestamp, Framing)> {
     connection.writer.send(&["PSYNC", "?", "-1"]).await?;
     match preamble(connection, "PSYNC").await {
         // A server knows PSYNC by its name alone: a renamed one is SYNC to it, and has no position.
-        Ok(line) if line.starts_with('$') => Ok((None, framing(&line)?)),
-        Ok(line) => Ok((Some(full_resync(&line)?), framing(&preamble(connection, "PSYNC").await?)?)),
+        Ok(line) if line.starts_with('$') => Ok((None, Timestamp::now(), framing(&line)?)),
+        Ok(line) => {
+            let (position, told) = (full_resync(&line)?, Timestamp::now());
+            Ok((Some(position), told, framing(&preamble(connection, "PSYNC").await?)?))
+        }
         // Older, renamed or forbidden: SYNC needs no more than PSYNC, and may still be there.
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
             connection.writer.send(&["SYNC"]).await?;
-            Ok((None, framing(&preamble(connection, "SYNC").await?)?))
+            Ok((None, Timestamp::now(), framing(&preamble(connection, "SYNC").await?)?))
         }
         Err(error) => Err(error),
     }

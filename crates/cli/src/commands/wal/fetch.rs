@@ -5,9 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use backup_core::log::SegmentId;
 use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
-use engine_postgres::wal::{SegmentSize, WalFile, WalSegment};
+use engine_postgres::wal::{self, SegmentSize, WalFile, WalSegment};
 use serde_json::json;
 
 use super::{log, server};
@@ -62,26 +61,15 @@ async fn fetch_all(
     request: &Request<'_>,
     waiting: &Waiting,
 ) -> Result<()> {
-    let first = session.unless_interrupted(fetch(log, file.id()?, request.path.to_owned()));
+    let first = session.unless_interrupted(wal::fetch(log, file, request.path));
     let WalFile::Segment(segment) = file else { return first.await };
-    let record = session.unless_interrupted(log.record(&file.id()?)).await?;
-    let size = SegmentSize::new(record.bytes)?;
+    let size = match session.unless_interrupted(log.record(&file.id()?)).await {
+        Ok(record) => SegmentSize::new(record.bytes)?,
+        // The last one, in pieces perhaps: nothing comes after it.
+        Err(_) => return first.await,
+    };
     let (result, ()) = tokio::join!(first, waiting.fill(log, segment, size, request.ahead));
     result
-}
-
-async fn fetch(log: &SegmentLog, id: SegmentId, to: PathBuf) -> Result<()> {
-    let mut partial = to.as_os_str().to_owned();
-    partial.push(format!(".stackward-{}", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let failed = |error| Error::io("cannot write the file of the write-ahead log", &to, error);
-    let out = std::fs::File::create(&partial).map_err(failed)?;
-    let read = log.read(&id, Box::new(out)).await;
-    let placed = read.and_then(|_| std::fs::rename(&partial, &to).map_err(failed));
-    if placed.is_err() {
-        let _gone = std::fs::remove_file(&partial);
-    }
-    placed
 }
 
 /// Segments that were fetched ahead, in a folder beside the file that the server asked for: on the same disk, so that they are
@@ -117,10 +105,14 @@ impl Waiting {
         let mut fetches = Vec::new();
         for _ in 0..count {
             next = next.next(size);
-            let Ok(id) = WalFile::Segment(next).id() else { break };
-            fetches.push(fetch(log, id, self.0.join(next.to_string())));
+            let to = self.0.join(next.to_string());
+            // Whole ones alone: what is in pieces now may be whole when it is asked for.
+            fetches.push(async move {
+                let file = WalFile::Segment(next);
+                if log.record(&file.id()?).await.is_ok() { wal::fetch(log, file, &to).await } else { Ok(()) }
+            });
         }
-        futures::future::join_all(fetches).await;
+        let _others = futures::future::join_all(fetches).await;
         let _not_empty = std::fs::remove_dir(&self.0);
     }
 }

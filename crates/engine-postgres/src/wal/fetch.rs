@@ -1,0 +1,91 @@
+//! Files of the log, from the archive to a disk.
+//!
+//! Invariant: a file appears under its name only when it is whole and checked.
+
+use std::io::{Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use backup_core::SegmentLog;
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::log::SegmentRecord;
+
+use super::chain::size_of;
+use super::names::{WalFile, WalSegment};
+
+/// Writes a file of the log to `to`. Of a segment that was never full, what was archived in pieces, and zeroes behind it: the
+/// server replays it up to there.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when the archive has none of this name; [`ErrorKind::Damaged`]; those of writing.
+pub async fn fetch(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
+    let mut partial = to.as_os_str().to_owned();
+    partial.push(format!(".stackward-{}", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let failed = |error| Error::io("cannot write the file of the write-ahead log", to, error);
+    let read = write(log, file, &partial).await;
+    let placed = read.and_then(|()| std::fs::rename(&partial, to).map_err(failed));
+    if placed.is_err() {
+        let _gone = std::fs::remove_file(&partial);
+    }
+    placed
+}
+
+async fn write(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
+    let failed = |error| Error::io("cannot write the file of the write-ahead log", to, error);
+    let mut out = std::fs::File::create(to).map_err(failed)?;
+    let whole = log.read(&file.id()?, Box::new(out.try_clone().map_err(failed)?)).await;
+    match (whole, file) {
+        (Err(error), WalFile::Segment(segment)) if error.kind() == ErrorKind::NotFound => {
+            let mut length = None;
+            for piece in pieces(log, segment).await? {
+                let WalFile::Piece(_, from, _) = piece else { continue };
+                out.seek(SeekFrom::Start(u64::from(from))).map_err(failed)?;
+                let record: SegmentRecord = log.read(&piece.id()?, Box::new(out.try_clone().map_err(failed)?)).await?;
+                length = Some(size_of(&record)?.bytes());
+            }
+            let Some(length) = length else { return Err(error) };
+            out.set_len(length).map_err(failed)
+        }
+        (whole, _) => whole.map(|_| ()),
+    }
+}
+
+/// The pieces of a segment that lead from its beginning as far as possible.
+async fn pieces(log: &SegmentLog, segment: WalSegment) -> Result<Vec<WalFile>> {
+    let timeline = WalFile::Segment(segment).id()?.timeline;
+    let mut found: Vec<(u32, u32)> = Vec::new();
+    for entry in log.segments(&timeline).await? {
+        if let Ok(WalFile::Piece(of, from, to)) = entry.id.name.as_str().parse()
+            && of == segment
+        {
+            found.push((from, to));
+        }
+    }
+    Ok(cover(found).into_iter().map(|(from, to)| WalFile::Piece(segment, from, to)).collect())
+}
+
+/// The fewest ranges that cover everything from zero on.
+fn cover(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+    ranges.sort_unstable();
+    let (mut chosen, mut reach) = (Vec::new(), 0);
+    while let Some(best) =
+        ranges.iter().filter(|(from, to)| *from <= reach && *to > reach).max_by_key(|(_, to)| *to).copied()
+    {
+        reach = best.1;
+        chosen.push(best);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cover;
+
+    #[test]
+    fn pieces_that_overlap_are_chosen_so_that_none_is_missing() {
+        assert_eq!(cover(vec![(5, 9), (0, 3), (3, 5), (0, 5)]), [(0, 5), (5, 9)]);
+        assert_eq!(cover(vec![(1, 9)]), []);
+        assert_eq!(cover(vec![(0, 4), (6, 9)]), [(0, 4)]);
+        assert_eq!(cover(vec![(0, 4), (2, 9), (4, 6)]), [(0, 4), (2, 9)]);
+    }
+}
