@@ -70,6 +70,7 @@ impl Follower for RedisFollower {
             held: VecDeque::new(),
             epoch: 0,
             durable: 0,
+            because: None,
             received: false,
         };
         let ended = self.run(log, &mut work).await;
@@ -119,7 +120,7 @@ impl RedisFollower {
         let cx = work.cx;
         let place = work.intake.as_ref().map(Intake::place);
         let after = place.map(|place| (place.timeline.as_str(), place.offset));
-        let attaching = Replication::attach(cx, &self.redis.server, after);
+        let attaching = Replication::attach(cx, &self.redis, after);
         let (attached, info) = cx.unless_cancelled(attaching).await?;
         match attached {
             Attached::Continued { id, connection } => {
