@@ -4,7 +4,6 @@
 //! it prepares, then `$EOF:` and a mark of 40 bytes that also ends the RDB, or `$` and the length.
 //! Invariant: without its mark, or before its length is reached, an end is an error.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::RunContext;
@@ -14,7 +13,7 @@ use backup_core::position::Position;
 use bytes::{Bytes, BytesMut};
 
 use super::PIECE_BYTES;
-use super::own_dump::{self, Kept};
+use super::own_dump::Kept;
 use crate::Redis;
 use crate::connection::{Connection, refusal};
 use crate::server::{Info, Server, setting};
@@ -66,8 +65,8 @@ impl Replication {
                  `CONFIG SET repl-diskless-sync yes` spares that",
             );
             // It has opened what it sends.
-            if let Some((kept, path)) = kept {
-                kept.put_back(own_dump::inode(&path)?)?;
+            if let Some(kept) = kept {
+                kept.put_back_at_once()?;
             }
         }
         Ok(Self { connection, framing, position, held: BytesMut::new(), passed: 0 })
@@ -118,18 +117,14 @@ impl Replication {
 }
 
 /// Keeps the server's dump file where the server is about to write over it. It tells that only who may ask.
-async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<(Kept, PathBuf)>> {
+async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<Kept>> {
     // A connection that has introduced itself as a replica is for nothing else.
     let mut connection = server.connect(cx).await?;
     if setting(&mut connection, "repl-diskless-sync").await?.as_deref() != Some("no") {
         return Ok(None);
     }
     let (host, data_dir) = (&*redis.host, redis.settings.data_dir.as_deref());
-    let Some(kept) = Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await? else {
-        return Ok(None);
-    };
-    let path = own_dump::path(&mut connection, host, data_dir).await?;
-    Ok(Some((kept, path)))
+    Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await
 }
 
 /// Says what kind of replica we are. Without `capa eof` the server would always write its dump file.
