@@ -320,6 +320,9 @@ pub struct DrillReport {
     pub bytes: u64,
     /// Items (files, rows, keys) that were compared.
     pub items: u64,
+    /// The moment that was reached by replaying a log, when one was: what came later would be lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Timestamp>,
     /// What was asked, in a few words each.
     pub checked: Vec<String>,
     /// The wrong answers. Empty means proven.

@@ -25,6 +25,7 @@ pub mod sink;
 pub mod snapshots;
 pub mod tls;
 pub mod tree;
+pub mod window;
 pub mod writer;
 
 pub use context::RunContext;

@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use backup_core::engine::Moment;
 use backup_core::{ArtifactName, PlanName, SnapshotId, SourceName};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 /// Backs up whole service stacks, proves that each backup restores, and puts the stack back.
 #[derive(Debug, Parser)]
@@ -86,6 +89,14 @@ pub enum Command {
     #[cfg(feature = "postgres")]
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Archive the continuous logs of sources, until stopped
+    Follow(FollowArgs),
+    /// Show what each source can be recovered to now
+    Status(StatusArgs),
+    /// Commands of Redis sources
+    #[cfg(feature = "redis")]
+    #[command(subcommand)]
+    Redis(RedisCommand),
     /// Make key pairs, and say who can read the repository
     #[command(subcommand)]
     Key(KeyCommand),
@@ -261,6 +272,98 @@ pub struct RestoreArgs {
     /// Show what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// The moment to recover to.
+    #[command(flatten)]
+    pub moment: MomentArgs,
+}
+
+/// The moment of a `restore`: at most one of them. Without `SNAPSHOT`, the newest that leads there is chosen.
+#[derive(Debug, Clone, Default, Args)]
+#[group(multiple = false)]
+#[command(next_help_heading = "Recovery to a moment, for sources that are followed")]
+pub struct MomentArgs {
+    /// The last state before this time, which needs its zone: '2026-11-20 14:30:00+00', 2026-11-20T14:30:00Z
+    #[arg(long, value_name = "TIME")]
+    pub to_time: Option<TimeArg>,
+    /// This position of the log: a replication offset, an LSN (also --to-lsn; needs one --source)
+    #[arg(long = "to-offset", alias = "to-lsn", value_name = "POSITION")]
+    pub to_position: Option<String>,
+    /// The end of the archived log
+    #[arg(long)]
+    pub to_latest: bool,
+    /// Just before this transaction took effect (PostgreSQL; needs one --source)
+    #[arg(long, value_name = "ID")]
+    pub to_xid: Option<u64>,
+    /// The point that was given this name on the server (PostgreSQL; needs one --source)
+    #[arg(long, value_name = "NAME")]
+    pub to_name: Option<String>,
+}
+
+impl MomentArgs {
+    /// The moment; that of the snapshot when none is named.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        if let Some(time) = self.to_time {
+            Moment::Time(time.0)
+        } else if let Some(position) = &self.to_position {
+            Moment::Position(position.clone())
+        } else if self.to_latest {
+            Moment::Latest
+        } else if let Some(id) = self.to_xid {
+            Moment::Transaction(id)
+        } else if let Some(name) = &self.to_name {
+            Moment::Name(name.clone())
+        } else {
+            Moment::Snapshot
+        }
+    }
+}
+
+/// A moment in time as a user writes it: never without its zone, which would be a guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeArg(pub Timestamp);
+
+impl FromStr for TimeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(time) = text.parse::<Timestamp>() {
+            return Ok(Self(time));
+        }
+        let Ok(civil) = text.parse::<jiff::civil::DateTime>() else {
+            return Err("a time looks like '2026-11-20 14:30:00+00' or 2026-11-20T14:30:00Z".to_owned());
+        };
+        let local = civil.to_zoned(TimeZone::system()).map(|zoned| zoned.strftime("%Y-%m-%d %H:%M:%S%:z").to_string());
+        let local = local.unwrap_or_else(|_| format!("{civil}+00"));
+        Err(format!("it does not say in which time zone; on this machine's clock it is '{local}', in UTC '{civil}Z'"))
+    }
+}
+
+/// Options of `follow`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FollowArgs {
+    /// Only these sources [default: all that the plan says to follow]
+    #[arg(value_name = "SOURCE")]
+    pub sources: Vec<SourceName>,
+}
+
+/// The commands below `redis`.
+#[cfg(feature = "redis")]
+#[derive(Debug, Subcommand)]
+pub enum RedisCommand {
+    /// Archive the replication streams of Redis sources, until stopped
+    Follow(FollowArgs),
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only these sources
+    #[arg(value_name = "SOURCE")]
+    pub sources: Vec<SourceName>,
+    /// End as monitoring expects it: 0 ok, 1 warning, 2 critical, 3 unknown
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// Options of `drill`.
@@ -389,4 +492,25 @@ pub enum ReferencePage {
     Cli,
     /// The exit codes
     ExitCodes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_needs_its_zone() {
+        let at = "2026-11-20T14:30:00Z".parse::<Timestamp>().unwrap();
+        for text in ["2026-11-20 14:30:00+00", "2026-11-20T14:30:00Z", "2026-11-20 15:30:00+01:00", "2026-11-20 14:30Z"]
+        {
+            assert_eq!(text.parse(), Ok(TimeArg(at)), "{text}");
+        }
+        for text in ["2026-11-20 14:30:00", "2026-11-20"] {
+            let error = text.parse::<TimeArg>().unwrap_err();
+            assert!(error.contains("time zone") && error.contains("Z'"), "{text}: {error}");
+        }
+        for text in ["", "yesterday", "14:30:00Z", "2026-13-20 14:30:00Z"] {
+            assert!(text.parse::<TimeArg>().unwrap_err().contains("looks like"), "{text}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 #[cfg(feature = "demo")]
 mod demo;
 mod drill;
+mod follow;
 mod init;
 mod key;
 mod list;
@@ -13,6 +14,7 @@ mod ls;
 mod restore;
 pub(crate) mod schema;
 mod show;
+mod status;
 mod validate;
 mod verify;
 #[cfg(feature = "postgres")]
@@ -41,6 +43,10 @@ pub(crate) async fn run(session: &Session<'_>, command: &Command) -> Result<Exit
             restore::run(session, args).await.map_err(|error| reword(error, "the restore is not complete"))
         }
         Command::Drill(args) => drill::run(session, args).await.map_err(|error| reword(error, "nothing was proven")),
+        Command::Follow(args) => follow::run(session, args, None).await,
+        #[cfg(feature = "redis")]
+        Command::Redis(crate::args::RedisCommand::Follow(args)) => follow::run(session, args, Some("redis")).await,
+        Command::Status(args) => session.unless_interrupted(status::run(session, args)).await,
         Command::Key(command) => key::run(session, command).await,
         #[cfg(feature = "postgres")]
         Command::Wal(command) => wal::run(session, command).await,

@@ -27,10 +27,19 @@ pub enum Exit {
     DrillFailed,
     /// The user, or the system, told the program to stop.
     Interrupted,
+    /// `status --check`: something should be looked at.
+    CheckWarning,
+    /// `status --check`: a promise is not kept.
+    CheckCritical,
+    /// `status --check`: it could not be looked at.
+    CheckUnknown,
 }
 
 impl Exit {
-    /// Every code, in numerical order.
+    /// What `status --check` ends with, in numerical order.
+    pub const CHECK: [Self; 4] = [Self::Done, Self::CheckWarning, Self::CheckCritical, Self::CheckUnknown];
+
+    /// Every code, in numerical order; those of `status --check`, which follow the convention of monitoring, aside.
     pub const ALL: [Self; 10] = [
         Self::Done,
         Self::Failed,
@@ -49,9 +58,9 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
-            Self::Failed => 1,
-            Self::Usage => 2,
-            Self::Partial => 3,
+            Self::Failed | Self::CheckWarning => 1,
+            Self::Usage | Self::CheckCritical => 2,
+            Self::Partial | Self::CheckUnknown => 3,
             Self::NoRepository => 10,
             Self::Busy => 11,
             Self::WrongKey => 12,
@@ -74,6 +83,9 @@ impl Exit {
             Self::WrongKey => ("wrong key", "The key at hand does not open the repository."),
             Self::Damage => ("damage found", "Stored bytes are not what was written; the output names what is hurt."),
             Self::DrillFailed => ("drill failed", "A drill gave wrong answers, or a promise of the plan was missed."),
+            Self::CheckWarning => ("warning", "Something should be looked at; the output says what."),
+            Self::CheckCritical => ("critical", "A promise of the plan is not kept, or there is no snapshot."),
+            Self::CheckUnknown => ("unknown", "It could not be looked at; the message on stderr says why."),
             Self::Interrupted => ("interrupted", "Stopped by SIGINT or SIGTERM; nothing was committed."),
         }
     }
@@ -108,6 +120,7 @@ mod tests {
     fn codes_are_those_that_scripts_know() {
         let codes = Exit::ALL.map(Exit::code);
         assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 20, 21, 130]);
+        assert_eq!(Exit::CHECK.map(Exit::code), [0, 1, 2, 3]);
     }
 
     #[test]

@@ -26,6 +26,13 @@ fn exit_codes() -> String {
         let (name, meaning) = exit.meaning();
         page.push_str(&format!("| {} | {name} | {meaning} |\n", exit.code()));
     }
+    page.push_str(
+        "\n`stackward status --check` follows the convention of monitoring instead:\n\n| code | name | meaning |\n|---:|---|---|\n",
+    );
+    for exit in Exit::CHECK {
+        let (name, meaning) = if exit == Exit::Done { ("ok", "Every promise is kept.") } else { exit.meaning() };
+        page.push_str(&format!("| {} | {name} | {meaning} |\n", exit.code()));
+    }
     page
 }
 

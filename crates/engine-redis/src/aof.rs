@@ -5,6 +5,8 @@
 //! them were the set at that moment; open files cannot be taken away by a rewrite, and what is appended later is left out.
 //! Invariant: nothing is changed on the server, so nothing needs to be set back, whatever happens to us.
 
+use std::io::Read as _;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use backup_core::error::{Error, ErrorKind, Result};
@@ -12,16 +14,20 @@ use backup_core::evidence::Evidence;
 use backup_core::host::Host;
 use backup_core::sink::ChunkHint;
 use backup_core::{ArtifactName, BackupReader, BackupWriter, RunContext};
+use jiff::Timestamp;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 
 use crate::connection::Connection;
+use crate::recover::first_second;
 use crate::server::setting;
 
 /// The folder of these artifacts.
 const FOLDER: &str = "aof";
 const DEFAULT_NAME: &str = "appendonly.aof";
-const MANIFEST_ENDING: &str = ".manifest";
+pub(crate) const MANIFEST_ENDING: &str = ".manifest";
+/// Within so many bytes the last file must tell the time, or it is not asked for it.
+const TOLD_WITHIN_BYTES: u64 = 16 * 1024 * 1024;
 /// A manifest lists a handful of files.
 const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
 /// How often we start again because a rewrite changed the set meanwhile.
@@ -78,22 +84,36 @@ fn seen(host: &dyn Host, path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Saves them under `aof/`.
+/// The time that saved files can be cut back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The first second that the last of them tells.
+    pub(crate) from: Timestamp,
+    /// Everything before this moment is in them.
+    pub(crate) to: Timestamp,
+}
+
+/// Saves them under `aof/`; tells what they tell of the time.
 pub(crate) async fn save(
     cx: &RunContext,
     out: &BackupWriter,
     connection: &mut Connection,
     host: &dyn Host,
     data_dir: Option<&Path>,
-) -> Result<()> {
+) -> Result<Option<Told>> {
+    let to = Timestamp::now();
     cx.step("saving the append-only files");
     match locate(connection, host, data_dir).await? {
         Location::File(path) => {
             let file = Opened::open(&path).await?;
-            store(out, DEFAULT_NAME, file).await
+            store(out, DEFAULT_NAME, file).await.map(|()| None)
         }
         Location::Folder { folder, manifest } => {
             let (text, files) = open_set(&folder, &manifest).await?;
+            let from = match files.last() {
+                Some((_, last)) => last.first_second().await?,
+                None => None,
+            };
             for (name, file) in files {
                 store(out, &name, file).await?;
             }
@@ -101,7 +121,8 @@ pub(crate) async fn save(
             let name = artifact(&manifest)?;
             let mut artifact = out.artifact(name, ChunkHint::Stream).await?;
             artifact.write(text.into()).await?;
-            artifact.seal(Evidence::ExactLength(length)).await.map(|_| ())
+            artifact.seal(Evidence::ExactLength(length)).await?;
+            Ok(from.map(|from| Told { from, to }))
         }
     }
 }
@@ -164,7 +185,7 @@ pub(crate) fn is_manifest(name: &ArtifactName) -> bool {
     name.as_str().starts_with(FOLDER) && name.as_str().ends_with(MANIFEST_ENDING)
 }
 
-fn artifact(file: &str) -> Result<ArtifactName> {
+pub(crate) fn artifact(file: &str) -> Result<ArtifactName> {
     ArtifactName::new(format!("{FOLDER}/{}", ArtifactName::escape(file)))
 }
 
@@ -191,6 +212,31 @@ impl Opened {
         let file = File::open(path).await.map_err(failed)?;
         let length = file.metadata().await.map_err(failed)?.len();
         Ok(Self { file, length })
+    }
+
+    /// The first second that it tells, when it tells any.
+    async fn first_second(&self) -> Result<Option<Timestamp>> {
+        let failed = |source| Error::from_io("cannot read an append-only file", source);
+        let file = self.file.try_clone().await.map_err(failed)?.into_std().await;
+        let reader = At { file, position: 0 }.take(self.length.min(TOLD_WITHIN_BYTES));
+        let told = tokio::task::spawn_blocking(move || first_second(reader)).await;
+        let lost = |source| Error::new(ErrorKind::Internal, "a reader panicked").caused_by(source);
+        let second = told.map_err(lost)?.map_err(failed)?;
+        Ok(second.and_then(|second| Timestamp::from_second(second).ok()))
+    }
+}
+
+/// Reads a file without moving its place, which others share.
+struct At {
+    file: std::fs::File,
+    position: u64,
+}
+
+impl std::io::Read for At {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(into, self.position)?;
+        self.position += count as u64;
+        Ok(count)
     }
 }
 

@@ -64,15 +64,33 @@ impl Source for Redis {
 
 impl Redis {
     async fn save(&self, cx: &RunContext, out: &BackupWriter) -> Result<SourceSummary> {
+        let (connection, info) = self.introduce(cx).await?;
+        let snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
+        self.save_snapshot(cx, out, connection, &info, snapshot).await
+    }
+
+    /// A connection, and what the server tells about itself; warns of what an operator should know.
+    pub(crate) async fn introduce(&self, cx: &RunContext) -> Result<(Connection, Info)> {
         let mut connection = self.server.connect(cx).await?;
         let info = self.info(cx, &mut connection).await?;
         info.refuse_sentinel()?;
         for warning in warnings(&info) {
             cx.warn(warning);
         }
-        let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
+        Ok((connection, info))
+    }
+
+    /// Saves what comes from `snapshot`, and what is not in it.
+    pub(crate) async fn save_snapshot(
+        &self,
+        cx: &RunContext,
+        out: &BackupWriter,
+        mut connection: Connection,
+        info: &Info,
+        mut snapshot: Snapshot,
+    ) -> Result<SourceSummary> {
         let summary = store(out, &mut snapshot).await?;
-        let (position, way) = (snapshot.position(), snapshot.way());
+        let (position, way, position_time) = (snapshot.position(), snapshot.way(), snapshot.position_time());
         // The server would keep what its clients write meanwhile, for the replica that we seem to be.
         drop(snapshot);
         if summary.checksum == Checksum::Off {
@@ -83,16 +101,19 @@ impl Redis {
         if summary.keys() == 0 {
             cx.warn("the server holds no keys");
         }
-        companions::save(cx, out, &mut connection, &info).await?;
-        if self.settings.append_only_files {
-            aof::save(cx, out, &mut connection, &*self.host, self.settings.data_dir.as_deref()).await?;
-        }
+        companions::save(cx, out, &mut connection, info).await?;
+        let told = if self.settings.append_only_files {
+            aof::save(cx, out, &mut connection, &*self.host, self.settings.data_dir.as_deref()).await?
+        } else {
+            None
+        };
+        let (aof_from, aof_to) = told.map(|told| (told.from, told.to)).unzip();
         Ok(SourceSummary {
             mode: Some("rdb".to_owned()),
             server: info.product(),
             position,
             fingerprint: counts::fingerprint(&summary),
-            details: Details::new(&info, &summary, way).to_map()?,
+            details: Details { position_time, aof_from, aof_to, ..Details::new(info, &summary, way) }.to_map()?,
         })
     }
 

@@ -13,6 +13,8 @@ use backup_core::secret::SecretRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::follow::{FollowConfig, Limits};
+
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_HOST: &str = "127.0.0.1";
 
@@ -32,10 +34,10 @@ pub(crate) struct RedisConfig {
     /// How to save: `rdb` is a snapshot over the replication protocol; `aof` adds the append-only files as they are, for
     /// which the server must run on this machine. By default `[rdb]`.
     modes: Option<Vec<Mode>>,
-    /// Not yet in this version.
+    /// Whether `stackward follow` archives the replication stream, so that the server can be recovered to any moment:
+    /// `true`, or a mapping with `segment_bytes` and `segment_age`.
     #[serde(default)]
-    #[schemars(skip)]
-    follow: bool,
+    follow: FollowConfig,
     /// The server's working directory, when the server may not be asked for it (`CONFIG GET dir`).
     data_dir: Option<PathBuf>,
     /// Commands that the server's configuration renames (`rename-command`): the original name and the new one.
@@ -70,6 +72,8 @@ pub(crate) struct Settings {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<SecretRef>,
     pub(crate) append_only_files: bool,
+    /// When segments of the replication stream are stored; `None` when it is not archived.
+    pub(crate) follow: Option<Limits>,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) commands: CommandNames,
     pub(crate) service: Option<Service>,
@@ -117,6 +121,7 @@ impl Settings {
             address,
             user: config.user.clone().or(url_user),
             append_only_files: append_only_files(&config).map_err(placed)?,
+            follow: config.follow.limits().map_err(placed)?,
             service: service(&config).map_err(placed)?,
             password: config.password,
             data_dir: config.data_dir.map(|data| folder.join(data)),
@@ -129,9 +134,6 @@ impl Settings {
 }
 
 fn append_only_files(config: &RedisConfig) -> Result<bool> {
-    if config.follow {
-        return Err(fault("`follow` is not yet in this version").hint("leave it out; `modes: [rdb]` saves snapshots"));
-    }
     let modes = config.modes.as_deref().unwrap_or(&[Mode::Rdb]);
     if modes.contains(&Mode::Export) {
         return Err(
@@ -233,7 +235,7 @@ mod tests {
             ("url: 'redis://db/3'", "database"),
             ("{ url: 'redis://db', socket: /run/x }", "exclude"),
             ("socket: run", "absolute"),
-            ("follow: true", "not yet"),
+            ("follow: { segment_age: 1h }", "segment_age"),
             ("modes: [export]", "not yet"),
             ("modes: [aof]", "rdb"),
             ("modes: []", "rdb"),
@@ -252,7 +254,7 @@ mod tests {
     fn the_schema_documents_every_field_and_offers_only_what_works() {
         let schema = schemars::schema_for!(RedisConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 10);
+        assert_eq!(fields.len(), 11);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::manifest::SourceRecord;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::rdb::RdbSummary;
@@ -13,8 +14,16 @@ use crate::server::Info;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Details {
-    /// How the RDB was obtained: `replication`, `bgsave`.
+    /// How the RDB was obtained: `replication`, `follow`, `bgsave`.
     pub(crate) way: String,
+    /// When the server had come to the position of the snapshot, at the latest.
+    pub(crate) position_time: Option<Timestamp>,
+    /// Why the follower took it: it is the first, or the server no longer had the stream where the archive ended.
+    pub(crate) followed_because: Option<String>,
+    /// The first second that the saved append-only files tell, and the moment that they were saved at: between them they
+    /// can be cut at any second (`aof-timestamp-enabled yes`).
+    pub(crate) aof_from: Option<Timestamp>,
+    pub(crate) aof_to: Option<Timestamp>,
     /// The version of the RDB's format.
     pub(crate) rdb_version: u32,
     /// Whose format it is: `Redis`, `Valkey`.
@@ -39,6 +48,10 @@ impl Details {
     pub(crate) fn new(info: &Info, summary: &RdbSummary, way: &str) -> Self {
         Self {
             way: way.to_owned(),
+            position_time: None,
+            followed_because: None,
+            aof_from: None,
+            aof_to: None,
             rdb_version: summary.version,
             rdb_format: summary.magic.to_string(),
             expiring: summary.databases.iter().map(|(id, counts)| (*id, counts.expiring)).collect(),

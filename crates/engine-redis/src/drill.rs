@@ -18,7 +18,7 @@ use crate::counts::{self, Expired};
 use crate::details::Details;
 use crate::inspect::{Inspection, now_ms, scan_file};
 use crate::rdb::RdbSummary;
-use crate::scratch::{Folder, Program, Scratch};
+use crate::scratch::{Folder, Load, Program, Scratch};
 use crate::server::Info;
 use crate::verify::{compare, is_damage};
 
@@ -35,7 +35,14 @@ impl Driller for Redis {
         let (bin, saved) = (self.settings.bin.as_deref(), from.record().server.as_ref());
         let program = Program::find(&*self.host, bin, saved, &details).await?;
         // Dropping the work kills the server and removes its folder, however it ends.
-        cx.unless_cancelled(self.run(cx, from, &program)).await
+        cx.unless_cancelled(async {
+            let mut drill = self.run(cx, from, &program).await?;
+            if drill.findings.is_empty() {
+                self.drill_stream(cx, from, &program, &mut drill).await?;
+            }
+            Ok(drill)
+        })
+        .await
     }
 }
 
@@ -50,7 +57,7 @@ impl Redis {
             refuse_modules(&summary, program)?;
             cx.step(format!("loading it into {}", program.shown));
             let dump = folder.dump();
-            let (scratch, connection) = Scratch::start(&*self.host, program, folder).await?;
+            let (scratch, connection) = Scratch::start(&*self.host, program, folder, Load::Rdb).await?;
             Ok((summary, dump, scratch, connection))
         };
         let (summary, dump, _scratch, mut connection) = match loaded.await {

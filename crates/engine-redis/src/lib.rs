@@ -13,8 +13,10 @@ mod counts;
 mod details;
 mod discover;
 mod drill;
+mod follow;
 mod inspect;
 pub mod rdb;
+mod recover;
 mod restore;
 mod scratch;
 mod server;
@@ -24,11 +26,12 @@ mod versions;
 
 use std::sync::Arc;
 
-use backup_core::engine::{Engine, EngineDescriptor, EngineSetup};
+use backup_core::engine::{Engine, EngineDescriptor, EngineSetup, Follower};
 use backup_core::error::Result;
 use backup_core::host::Host;
 
 use config::{RedisConfig, Settings};
+use follow::RedisFollower;
 use server::Server;
 
 /// Registers this engine: sources under the key `redis`.
@@ -44,13 +47,11 @@ fn build(setup: &EngineSetup<'_>) -> Result<Engine> {
     let settings = Settings::parse(setup.config, setup.folder)?;
     let server = Server::of(&settings);
     let redis = Arc::new(Redis { settings, server, host: Arc::clone(&setup.host) });
-    Ok(Engine {
-        source: redis.clone(),
-        restorer: redis.clone(),
-        verifier: redis.clone(),
-        driller: redis,
-        follower: None,
-    })
+    let follower = redis.settings.follow.map(|limits| {
+        let redis = Arc::clone(&redis);
+        Arc::new(RedisFollower { redis, limits }) as Arc<dyn Follower>
+    });
+    Ok(Engine { source: redis.clone(), restorer: redis.clone(), verifier: redis.clone(), driller: redis, follower })
 }
 
 /// One configured server.

@@ -4,16 +4,16 @@
 //! target is kept until the new data is there, and comes back when that fails.
 
 mod files;
-mod folder;
+pub(crate) mod folder;
 mod load;
 mod selection;
 
 use std::path::Path;
 
 use async_trait::async_trait;
-use backup_core::engine::{Existing, Place, RestorePlan, RestoreReport, RestoreTarget, Restorer};
+use backup_core::engine::{Candidate, Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget, Restorer};
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::{ArtifactName, BackupReader, RunContext};
+use backup_core::{ArtifactName, BackupReader, RunContext, SegmentLog, SnapshotId};
 
 use crate::Redis;
 use crate::backup::DUMP;
@@ -22,7 +22,8 @@ use crate::details::Details;
 use crate::drill::spool;
 use crate::inspect::{Inspection, now_ms};
 use crate::rdb::{Flavour, RdbSummary, Target};
-use crate::server::{Info, allowed, unknown_version};
+use crate::recover::{self, Way};
+use crate::server::{Info, Server, allowed, unknown_version};
 use crate::snapshot::Snapshot;
 use crate::verify::compare;
 
@@ -31,13 +32,33 @@ use selection::Selection;
 #[async_trait]
 impl Restorer for Redis {
     async fn plan_restore(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan> {
-        cx.unless_cancelled(self.plan(cx, from, to)).await
+        let planned = async {
+            let mut plan = self.plan(cx, from, to).await?;
+            if to.moment != Moment::Snapshot {
+                plan.steps.splice(0..0, self.plan_recovery(cx, from, to).await?);
+            }
+            Ok(plan)
+        };
+        cx.unless_cancelled(planned).await
+    }
+
+    async fn choose(
+        &self,
+        cx: &RunContext,
+        candidates: &[Candidate],
+        log: Option<&SegmentLog>,
+        moment: &Moment,
+    ) -> Result<SnapshotId> {
+        cx.unless_cancelled(recover::choose::choose(cx, candidates, log, moment)).await
     }
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
         // Planned again: the target may have changed since the plan was shown.
         let RestorePlan { target, warnings, .. } = cx.unless_cancelled(self.plan(cx, from, &plan.target)).await?;
         let mut report = match &target.place {
+            Place::Folder(folder) if target.moment != Moment::Snapshot => {
+                cx.unless_cancelled(recover::files::write(cx, self, from, &target.moment, folder)).await?
+            }
             Place::Folder(folder) => cx.unless_cancelled(folder::write(cx, from, folder)).await?,
             Place::Original => self.put_back(cx, from, &target).await?,
         };
@@ -59,6 +80,10 @@ impl Redis {
         if let Place::Folder(folder) = &to.place {
             selection.refuse_in_folder()?;
             to.existing.check_folder(folder)?;
+            if to.moment != Moment::Snapshot {
+                plan.steps = recover::files::steps(from, folder);
+                return Ok(plan);
+            }
             plan.steps = folder::steps(from, folder, &details);
             plan.bytes = from.record().artifacts.iter().map(|artifact| artifact.bytes).sum();
             return Ok(plan);
@@ -77,24 +102,44 @@ impl Redis {
         Ok(plan)
     }
 
+    /// What a recovery reads, and the moment that it reaches. Reads every segment, so that damage is found here.
+    async fn plan_recovery(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<Vec<String>> {
+        let way = Way::find(cx, from.record(), from.log(), &to.moment).await?;
+        let mut steps = way.survey(cx, self, from).await?;
+        if to.place == Place::Original {
+            let program = self.recovery_program(from).await?;
+            steps.push(format!("make the data of the moment in a scratch server ({})", program.shown));
+        }
+        Ok(steps)
+    }
+
     async fn put_back(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestoreReport> {
         let work = tempfile::Builder::new().prefix("swrestore-").tempdir_in(cx.scratch());
         let work = work.map_err(|source| Error::io("cannot make a scratch folder", cx.scratch(), source))?;
         let selection = Selection::parse(&to.select)?;
         let dump = work.path().join(DUMP);
         cx.step("reading the backup");
-        let spooled = async {
-            let summary = spool(cx, from, &dump).await?;
-            compare(from, &summary).map(|()| summary)
+        let mut details = Details::of(from.record())?;
+        let (summary, reached) = if to.moment == Moment::Snapshot {
+            let spooled = async {
+                let summary = spool(cx, from, &dump).await?;
+                compare(from, &summary).map(|()| summary)
+            };
+            (cx.unless_cancelled(spooled).await?, None)
+        } else {
+            let made = self.make(cx, from, &to.moment, work.path(), &dump);
+            let (summary, told) = cx.unless_cancelled(made).await?;
+            details.rdb_version = summary.version;
+            (summary, Some(told))
         };
-        let summary = cx.unless_cancelled(spooled).await?;
         let mut report = if self.settings.service.is_some() && selection.is_everything() {
-            let files = self.files(cx, &Details::of(from.record())?).await?;
+            let files = self.files(cx, &details).await?;
             files.put(self, cx, &dump, &summary).await?
         } else {
             self.load_running(cx, &dump, to, &selection, work).await?
         };
         report.bytes = summary.bytes;
+        report.restored.extend(reached);
         report.warnings.push(
             "access rules and configuration are not put over those of a live server; restore into a folder to get them"
                 .to_owned(),
@@ -116,7 +161,7 @@ impl Redis {
         let safety = if cx.unless_cancelled(target.holds(selection)).await? {
             let path = work.path().join("before.rdb");
             cx.step("saving what the server holds now");
-            let held = cx.unless_cancelled(self.keep(cx, &path)).await?;
+            let held = cx.unless_cancelled(self.keep(cx, &self.server, &path)).await?;
             if !held.modules.is_empty() {
                 let message = "the server holds data of modules, which could not be put back by commands";
                 return Err(Error::new(ErrorKind::Unsupported, message)
@@ -150,11 +195,11 @@ impl Redis {
         result
     }
 
-    /// Writes what the server holds to `path`, checked.
-    async fn keep(&self, cx: &RunContext, path: &Path) -> Result<RdbSummary> {
+    /// Writes what `server` holds to `path`, checked.
+    pub(crate) async fn keep(&self, cx: &RunContext, server: &Server, path: &Path) -> Result<RdbSummary> {
         use tokio::io::AsyncWriteExt;
         let failed = |source| Error::io("cannot write the safety copy", path, source);
-        let mut snapshot = Snapshot::begin(cx, &self.server, &*self.host, self.settings.data_dir.as_deref()).await?;
+        let mut snapshot = Snapshot::begin(cx, server, &*self.host, self.settings.data_dir.as_deref()).await?;
         let mut file =
             tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).await.map_err(failed)?;
         let mut inspection = Inspection::begin(now_ms());

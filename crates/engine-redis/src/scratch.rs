@@ -11,6 +11,7 @@ use backup_core::manifest::ServerRecord;
 
 use crate::connection::Connection;
 use crate::details::Details;
+use crate::recover::AOF_FOLDER;
 use crate::server::Server;
 use crate::versions::reads;
 
@@ -43,12 +44,56 @@ impl Folder {
         self.data.path().join("dump.rdb")
     }
 
+    /// Where a set of append-only files goes that the server will load instead.
+    pub(crate) fn append_only(&self) -> PathBuf {
+        self.data.path().join(AOF_FOLDER)
+    }
+
     fn socket(&self) -> PathBuf {
         self.short.as_ref().unwrap_or(&self.data).path().join("socket")
     }
 
     fn log(&self) -> PathBuf {
         self.data.path().join("log")
+    }
+}
+
+/// What a scratch server loads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// [`Folder::dump`].
+    Rdb,
+    /// The set of this name in [`Folder::append_only`], with so many databases.
+    AppendOnly { name: String, databases: u32 },
+}
+
+impl Load {
+    fn arguments(self) -> Vec<String> {
+        let words: &[&str] = match &self {
+            Self::Rdb => &["--appendonly", "no"],
+            Self::AppendOnly { .. } => &[
+                "--appendonly",
+                "yes",
+                "--appenddirname",
+                AOF_FOLDER,
+                "--appendfsync",
+                "no",
+                "--auto-aof-rewrite-percentage",
+                "0",
+                // What we wrote is whole; a cut would be damage.
+                "--aof-load-truncated",
+                "no",
+                "--repl-diskless-sync",
+                "yes",
+                "--repl-diskless-sync-delay",
+                "0",
+            ],
+        };
+        let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        if let Self::AppendOnly { name, databases } = self {
+            arguments.extend(["--appendfilename".to_owned(), name, "--databases".to_owned(), databases.to_string()]);
+        }
+        arguments
     }
 }
 
@@ -65,9 +110,15 @@ impl Scratch {
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] when the server ends instead of loading its data, with the end of its log.
-    pub(crate) async fn start(host: &dyn Host, program: &Program, folder: Folder) -> Result<(Self, Connection)> {
+    pub(crate) async fn start(
+        host: &dyn Host,
+        program: &Program,
+        folder: Folder,
+        load: Load,
+    ) -> Result<(Self, Connection)> {
         let command = HostCommand::new(&program.path)
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no"])
+            .args(["--port", "0", "--save", "", "--daemonize", "no"])
+            .args(load.arguments())
             .args(["--dbfilename", "dump.rdb", "--unixsocketperm", "700", "--rdb-save-incremental-fsync", "no"])
             .arg("--dir")
             .arg(folder.data.path())
@@ -82,6 +133,11 @@ impl Scratch {
         let mut scratch = Self { process, folder, server };
         let connection = scratch.wait_until_loaded().await?;
         Ok((scratch, connection))
+    }
+
+    /// Where it listens.
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 
     async fn wait_until_loaded(&mut self) -> Result<Connection> {
@@ -118,6 +174,7 @@ pub(crate) struct Program {
     path: PathBuf,
     /// Product and version.
     pub(crate) shown: String,
+    version: String,
     /// Whether it has the major and minor version that was saved.
     pub(crate) same: bool,
 }
@@ -150,7 +207,18 @@ impl Program {
             let message = format!("{product} {version} cannot read RDB version {}", details.rdb_version);
             return Err(Error::new(ErrorKind::Unsupported, message).hint(hint));
         }
-        Ok(Self { path, shown: format!("{product} {version}"), same: minor(saved_version) == minor(version) })
+        let (shown, same) = (format!("{product} {version}"), minor(saved_version) == minor(version));
+        Ok(Self { path, shown, version: version.to_owned(), same })
+    }
+
+    /// Fails for a server that knows no sets of append-only files.
+    pub(crate) fn refuse_before_multi_part(&self) -> Result<()> {
+        let major = self.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_none_or(|major| major >= 7) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unsupported, format!("{} cannot replay a stream: it is older than 7.0", self.shown))
+            .hint("install a newer one, and name its folder as `bin` in the plan"))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: the stream ends well only when the protocol or the file's length says that it is whole.
 
 mod bgsave;
+pub(crate) mod handed;
 mod replication;
 
 use std::path::Path;
@@ -13,11 +14,13 @@ use backup_core::evidence::Evidence;
 use backup_core::host::Host;
 use backup_core::position::Position;
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::server::Server;
 
 use bgsave::SavedFile;
-use replication::Replication;
+use handed::Handed;
+pub(crate) use replication::{Attached, Replication};
 
 /// The bytes of one RDB are read in pieces of at most this size.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -26,6 +29,8 @@ const PIECE_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub(crate) enum Snapshot {
     Replicated(Replication),
+    /// Somebody else talks to the server, and hands the RDB over.
+    Handed(Handed),
     Saved(SavedFile),
 }
 
@@ -53,6 +58,7 @@ impl Snapshot {
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::Replicated(replication) => replication.next().await,
+            Self::Handed(handed) => handed.next().await,
             Self::Saved(file) => file.next().await,
         }
     }
@@ -61,6 +67,7 @@ impl Snapshot {
     pub(crate) fn evidence(&self) -> Evidence {
         match self {
             Self::Replicated(replication) => replication.evidence(),
+            Self::Handed(handed) => handed.evidence(),
             Self::Saved(file) => Evidence::ExactLength(file.length()),
         }
     }
@@ -69,6 +76,16 @@ impl Snapshot {
     pub(crate) fn position(&self) -> Option<Position> {
         match self {
             Self::Replicated(replication) => replication.position(),
+            Self::Handed(handed) => Some(handed.position()),
+            Self::Saved(_) => None,
+        }
+    }
+
+    /// When the server had come to that position, at the latest.
+    pub(crate) fn position_time(&self) -> Option<Timestamp> {
+        match self {
+            Self::Replicated(replication) => replication.position().map(|_| replication.told()),
+            Self::Handed(handed) => Some(handed.told()),
             Self::Saved(_) => None,
         }
     }
@@ -77,6 +94,7 @@ impl Snapshot {
     pub(crate) const fn way(&self) -> &'static str {
         match self {
             Self::Replicated(_) => "replication",
+            Self::Handed(_) => "follow",
             Self::Saved(_) => "bgsave",
         }
     }

@@ -295,6 +295,7 @@ impl Driller for Notes {
             items,
             checked: vec!["the program counts as many notes as were saved".to_owned()],
             findings: from.record().fingerprint.differences(&fingerprint(items)),
+            ..DrillReport::default()
         })
     }
 }

@@ -159,7 +159,8 @@ async fn put_back(session: &Session<'_>, stack: &Stack, sink: &dyn Sink, story: 
     let parts: Vec<&Part> = stack.parts.iter().collect();
     let begun = Instant::now();
     let id = crate::stack::latest(sink, &stack.plan.name).await?;
-    let planned = restore::plan_all(session, sink, &id, &parts, |_| RestoreTarget::default()).await?;
+    let chosen: Vec<_> = parts.iter().map(|part| (*part, id.clone())).collect();
+    let planned = restore::plan_all(session, sink, &chosen, |_| RestoreTarget::default()).await?;
     let done = restore::restore_all(session, planned).await?;
     let took = begun.elapsed();
     let mut bytes = 0;

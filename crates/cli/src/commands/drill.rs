@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::engine::DrillReport;
-use backup_core::manifest::Manifest;
 use backup_core::plan::Promise;
 use backup_core::sink::Sink;
 use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SnapshotId, SourceName};
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::restore::log_of;
 use crate::args::DrillArgs;
 use crate::exit::Exit;
 use crate::output;
@@ -54,7 +54,7 @@ impl Measured {
             findings.push(format!("the restore took {}; promised were {rto}", output::span(self.restore_time())));
         }
         if let Some(rpo) = promise.rpo.filter(|rpo| self.age > rpo.0) {
-            findings.push(format!("the snapshot is {} old; promised were {rpo}", output::age(self.age)));
+            findings.push(format!("what can be restored is {} old; promised were {rpo}", output::age(self.age)));
         }
         findings
     }
@@ -69,11 +69,10 @@ pub(crate) async fn drill(
     scratch: Option<&Path>,
 ) -> Result<Measured> {
     let snapshot = session.unless_interrupted(sink.open(id)).await?;
-    let age = age(snapshot.manifest());
     let scratch = scratch_folder(scratch)?;
     let mut sources = Vec::new();
     for part in parts {
-        let reader = BackupReader::new(Arc::clone(&snapshot), part.name().clone())?;
+        let reader = BackupReader::new(Arc::clone(&snapshot), part.name().clone())?.with_log(log_of(sink, part));
         let cx = session.context(part.name()).scratch_in(scratch.path());
         cx.check_cancelled()?;
         let bytes = reader.record().bytes();
@@ -87,7 +86,8 @@ pub(crate) async fn drill(
         })?;
         sources.push((part.name().clone(), report));
     }
-    Ok(Measured { id: id.clone(), age, sources })
+    let started = snapshot.manifest().started;
+    Ok(Measured { id: id.clone(), age: lost(started, &sources), sources })
 }
 
 /// Servers that refuse to run as root must be able to enter it, so it is passable, and its content is the engines' affair.
@@ -102,8 +102,11 @@ fn scratch_folder(parent: Option<&Path>) -> Result<tempfile::TempDir> {
         .map_err(failed)
 }
 
-fn age(manifest: &Manifest) -> Duration {
-    Duration::try_from(Timestamp::now().duration_since(manifest.started)).unwrap_or_default()
+/// What would be lost: since the snapshot, or since the moment that the log of a source brought it to; of several sources
+/// the most.
+fn lost(started: Timestamp, sources: &[(SourceName, DrillReport)]) -> Duration {
+    let oldest = sources.iter().map(|(_, report)| report.reached.unwrap_or(started)).min().unwrap_or(started);
+    Duration::try_from(Timestamp::now().duration_since(oldest)).unwrap_or_default()
 }
 
 fn tell(session: &Session<'_>, measured: &Measured, promise: Promise) -> Exit {
@@ -161,6 +164,6 @@ fn source_json(name: &SourceName, report: &DrillReport) -> serde_json::Value {
     json!({
         "name": name, "restore_seconds": output::seconds(report.restore_time),
         "check_seconds": output::seconds(report.check_time), "bytes": report.bytes, "items": report.items,
-        "checked": report.checked, "findings": report.findings,
+        "reached": report.reached, "checked": report.checked, "findings": report.findings,
     })
 }

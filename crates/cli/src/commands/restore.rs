@@ -2,17 +2,19 @@
 //!
 //! Invariant: before the first byte is written, the snapshot was found whole and every source's restore was planned.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backup_core::engine::{Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget};
-use backup_core::sink::Sink;
-use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SnapshotId};
+use backup_core::sink::{Sink, SnapshotReader};
+use backup_core::snapshots::candidates;
+use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SegmentLog, SnapshotId};
 use serde_json::json;
 
 use super::verify::refuse_damaged;
-use crate::args::RestoreArgs;
+use crate::args::{RestoreArgs, SnapshotName};
 use crate::exit::Exit;
 use crate::output;
 use crate::session::Session;
@@ -23,21 +25,59 @@ pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exi
     let parts = stack.select(&args.sources)?;
     check_usage(args, &parts)?;
     let sink = stack.open(session, Access::Read).await?;
-    let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
-    let chosen = choose_for(sink.as_ref(), &stack.plan.name, &args.snapshot, &names);
-    let id = session.unless_interrupted(chosen).await?;
+    let chosen = chosen(session, &stack, sink.as_ref(), args, &parts).await?;
     let target = |part: &Part| target(args, part);
-    let planned = plan_all(session, sink.as_ref(), &id, &parts, target).await?;
+    let planned = plan_all(session, sink.as_ref(), &chosen, target).await?;
     if args.dry_run {
-        return Ok(show_plans(session, &id, &planned));
+        return Ok(show_plans(session, &planned));
     }
     let done = restore_all(session, planned).await?;
-    Ok(tell(session, &id, &done))
+    Ok(tell(session, &done))
+}
+
+/// The snapshot of each part: one for all; or, on the way to a moment, whatever leads each there.
+async fn chosen<'a>(
+    session: &Session<'_>,
+    stack: &Stack,
+    sink: &dyn Sink,
+    args: &RestoreArgs,
+    parts: &[&'a Part],
+) -> Result<Vec<Chosen<'a>>> {
+    let moment = args.moment.moment();
+    if moment == Moment::Snapshot || args.snapshot != SnapshotName::Latest {
+        let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
+        let one = choose_for(sink, &stack.plan.name, &args.snapshot, &names);
+        let id = session.unless_interrupted(one).await?;
+        return Ok(parts.iter().map(|part| (*part, id.clone())).collect());
+    }
+    let mut chosen = Vec::new();
+    for part in parts {
+        let cx = session.context(part.name());
+        let candidates = session.unless_interrupted(candidates(sink, &stack.plan.name, part.name())).await?;
+        let log = log_of(sink, part);
+        let id = part.engine.restorer.choose(&cx, &candidates, log.as_ref(), &moment).await;
+        let id = id.map_err(|error| name_source(error, part))?;
+        session.output.note(format!("{}: recovering to {moment} from the snapshot {id}", part.name()));
+        chosen.push((*part, id));
+    }
+    Ok(chosen)
+}
+
+/// The log of a part's source.
+pub(crate) fn log_of(sink: &dyn Sink, part: &Part) -> Option<SegmentLog> {
+    sink.logs().map(|logs| SegmentLog::new(logs, part.name().clone()))
 }
 
 fn check_usage(args: &RestoreArgs, parts: &[&Part]) -> Result<()> {
-    let about_one = if args.select.is_empty() { "--rename" } else { "--select" };
-    if parts.len() > 1 && (!args.select.is_empty() || args.rename.is_some()) {
+    let about_one = [
+        ("--select", !args.select.is_empty()),
+        ("--rename", args.rename.is_some()),
+        ("--to-offset", args.moment.to_position.is_some()),
+        ("--to-xid", args.moment.to_xid.is_some()),
+        ("--to-name", args.moment.to_name.is_some()),
+    ];
+    let about_one = about_one.into_iter().find_map(|(name, given)| given.then_some(name));
+    if let Some(about_one) = about_one.filter(|_| parts.len() > 1) {
         let names: Vec<String> = parts.iter().map(|part| part.name().to_string()).collect();
         return Err(Error::new(ErrorKind::Usage, format!("`{about_one}` is about one source, and several are chosen"))
             .hint(format!("add `--source NAME`: {}", names.join(", "))));
@@ -54,7 +94,7 @@ fn target(args: &RestoreArgs, part: &Part) -> RestoreTarget {
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
         select: args.select.clone(),
         rename: args.rename.clone(),
-        moment: Moment::Snapshot,
+        moment: args.moment.moment(),
     }
 }
 
@@ -62,9 +102,13 @@ fn absolute(path: &Path) -> std::path::PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// A source, and the snapshot that it is restored from.
+pub(crate) type Chosen<'a> = (&'a Part, SnapshotId);
+
 /// One source, ready to be restored.
 pub(crate) struct Planned<'a> {
     part: &'a Part,
+    id: SnapshotId,
     reader: BackupReader,
     plan: RestorePlan,
 }
@@ -76,21 +120,28 @@ pub(crate) struct Planned<'a> {
 pub(crate) async fn plan_all<'a>(
     session: &Session<'_>,
     sink: &dyn Sink,
-    id: &SnapshotId,
-    parts: &[&'a Part],
+    chosen: &[Chosen<'a>],
     target: impl Fn(&Part) -> RestoreTarget,
 ) -> Result<Vec<Planned<'a>>> {
-    let snapshot = session.unless_interrupted(sink.open(id)).await?;
-    let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
-    refuse_damaged(session, sink, id, &names).await?;
+    let mut snapshots: BTreeMap<&SnapshotId, Arc<dyn SnapshotReader>> = BTreeMap::new();
+    for (_, id) in chosen {
+        if snapshots.contains_key(id) {
+            continue;
+        }
+        snapshots.insert(id, session.unless_interrupted(sink.open(id)).await?);
+        let of_it = chosen.iter().filter(|(_, other)| other == id);
+        let names: Vec<_> = of_it.map(|(part, _)| part.name()).collect();
+        refuse_damaged(session, sink, id, &names).await?;
+    }
     let mut planned = Vec::new();
     let mut failures = Vec::new();
-    for part in parts {
+    for (part, id) in chosen {
         let cx = session.context(part.name());
         let one = async {
-            let reader = BackupReader::new(Arc::clone(&snapshot), part.name().clone())?;
+            let reader = BackupReader::new(Arc::clone(&snapshots[id]), part.name().clone())?;
+            let reader = reader.with_log(log_of(sink, part));
             let plan = cx.unless_cancelled(part.engine.restorer.plan_restore(&cx, &reader, &target(part))).await?;
-            Ok(Planned { part, reader, plan })
+            Ok(Planned { part, id: id.clone(), reader, plan })
         };
         match one.await {
             Ok(one) => planned.push(one),
@@ -111,9 +162,15 @@ fn name_source(error: Error, part: &Part) -> Error {
     if error.operation().is_some() { error } else { error.during(format!("restore `{}`", part.name())) }
 }
 
-fn show_plans(session: &Session<'_>, id: &SnapshotId, planned: &[Planned<'_>]) -> Exit {
+/// The snapshot that all come from, when it is one; in JSON each source has its own, too.
+fn common<'a>(mut ids: impl Iterator<Item = &'a SnapshotId>) -> Option<&'a SnapshotId> {
+    let first = ids.next()?;
+    ids.all(|id| id == first).then_some(first)
+}
+
+fn show_plans(session: &Session<'_>, planned: &[Planned<'_>]) -> Exit {
     let out = &session.output;
-    for Planned { part, plan, .. } in planned {
+    for Planned { part, plan, id, .. } in planned {
         out.line(format!("{} from {id}: {}", out.paint().strong(part.name().as_str()), output::bytes(plan.bytes)));
         for step in &plan.steps {
             out.line(format!("  {step}"));
@@ -125,10 +182,11 @@ fn show_plans(session: &Session<'_>, id: &SnapshotId, planned: &[Planned<'_>]) -
     out.summary("nothing was changed");
     let sources: Vec<_> = planned
         .iter()
-        .map(|Planned { part, plan, .. }| {
-            json!({ "name": part.name(), "steps": plan.steps, "bytes": plan.bytes, "warnings": plan.warnings })
+        .map(|Planned { part, plan, id, .. }| {
+            json!({ "name": part.name(), "snapshot": id, "steps": plan.steps, "bytes": plan.bytes, "warnings": plan.warnings })
         })
         .collect();
+    let id = common(planned.iter().map(|one| &one.id));
     out.result("restore", Exit::Done, &json!({ "dry_run": true, "snapshot": id, "sources": sources }));
     Exit::Done
 }
@@ -136,6 +194,7 @@ fn show_plans(session: &Session<'_>, id: &SnapshotId, planned: &[Planned<'_>]) -
 /// One source that was restored.
 pub(crate) struct Restored<'a> {
     pub(crate) part: &'a Part,
+    id: SnapshotId,
     pub(crate) report: RestoreReport,
     pub(crate) took: Duration,
 }
@@ -144,7 +203,7 @@ pub(crate) struct Restored<'a> {
 pub(crate) async fn restore_all<'a>(session: &Session<'_>, planned: Vec<Planned<'a>>) -> Result<Vec<Restored<'a>>> {
     let all: Vec<String> = planned.iter().map(|one| one.part.name().to_string()).collect();
     let mut done = Vec::new();
-    for Planned { part, reader, plan } in planned {
+    for Planned { part, id, reader, plan } in planned {
         let cx = session.context(part.name());
         cx.check_cancelled()?;
         let begun = Instant::now();
@@ -156,7 +215,7 @@ pub(crate) async fn restore_all<'a>(session: &Session<'_>, planned: Vec<Planned<
         let failure = result.as_ref().err().map(Error::chain);
         cx.report(&Event::Finished { source: part.name().clone(), failure });
         match result {
-            Ok(report) => done.push(Restored { part, report, took: begun.elapsed() }),
+            Ok(report) => done.push(Restored { part, id, report, took: begun.elapsed() }),
             Err(error) => {
                 if done.len() + 1 < all.len() {
                     session.output.note(format!("not restored: {}", all[done.len()..].join(", ")));
@@ -168,9 +227,9 @@ pub(crate) async fn restore_all<'a>(session: &Session<'_>, planned: Vec<Planned<
     Ok(done)
 }
 
-fn tell(session: &Session<'_>, id: &SnapshotId, done: &[Restored<'_>]) -> Exit {
+fn tell(session: &Session<'_>, done: &[Restored<'_>]) -> Exit {
     let out = &session.output;
-    for Restored { part, report, took } in done {
+    for Restored { part, id, report, took } in done {
         let (items, bytes) = (output::counted(report.items, "item"), output::bytes(report.bytes));
         let name = out.paint().good(part.name().as_str());
         out.summary(format!("{name} restored from {id}: {items}, {bytes} in {}", output::span(*took)));
@@ -183,8 +242,12 @@ fn tell(session: &Session<'_>, id: &SnapshotId, done: &[Restored<'_>]) -> Exit {
     }
     let sources: Vec<_> = done
         .iter()
-        .map(|one| json!({ "name": one.part.name(), "seconds": output::seconds(one.took), "report": one.report }))
+        .map(|one| {
+            let seconds = output::seconds(one.took);
+            json!({ "name": one.part.name(), "snapshot": one.id, "seconds": seconds, "report": one.report })
+        })
         .collect();
+    let id = common(done.iter().map(|one| &one.id));
     out.result("restore", Exit::Done, &json!({ "snapshot": id, "sources": sources }));
     Exit::Done
 }

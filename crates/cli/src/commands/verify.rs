@@ -1,5 +1,7 @@
 //! `stackward verify`: is what is stored still what was written, and does each engine find its own structure in it?
 
+mod logs;
+
 use std::sync::Arc;
 
 use backup_core::engine::Finding;
@@ -7,12 +9,15 @@ use backup_core::sink::{CheckDepth, CheckReport, Damage, Hurt, Sink, SnapshotFil
 use backup_core::{BackupReader, Error, ErrorKind, Result, SnapshotId, SourceName};
 use serde_json::json;
 
+use self::logs::{LogFinding, Logs};
 use crate::args::{DepthArg, VerifyArgs};
 use crate::exit::Exit;
 use crate::output::{self, Output};
 use crate::session::Session;
 use crate::stack::{Access, Stack, choose, latest};
 
+const LOG_ADVICE: &str = "no moment after such a segment can be reached from a snapshot before it: run `stackward backup` \
+    now, which begins a new window, and look at the disk";
 /// So many of a tree's damaged files are named.
 const MAX_FILES: usize = 10;
 
@@ -27,7 +32,8 @@ pub(crate) async fn run(session: &Session<'_>, args: &VerifyArgs) -> Result<Exit
         DepthArg::Structure => structure(session, &stack, &sink, &snapshots).await?,
         DepthArg::Manifest | DepthArg::Data => Structure::default(),
     };
-    Ok(tell(session, &snapshots, &check, &structure))
+    let logs = logs::check(session, &stack, sink.as_ref(), depth).await?;
+    Ok(tell(session, &snapshots, &check, &structure, &logs))
 }
 
 async fn wanted(stack: &Stack, sink: &dyn Sink, args: &VerifyArgs) -> Result<Vec<SnapshotId>> {
@@ -106,7 +112,13 @@ fn told(error: Error, id: &SnapshotId, source: &SourceName) -> Error {
     if error.operation().is_some() { error } else { error.during(format!("verify `{source}` of {id}")) }
 }
 
-fn tell(session: &Session<'_>, snapshots: &[SnapshotId], check: &CheckReport, structure: &Structure) -> Exit {
+fn tell(
+    session: &Session<'_>,
+    snapshots: &[SnapshotId],
+    check: &CheckReport,
+    structure: &Structure,
+    logs: &Logs,
+) -> Exit {
     let out = &session.output;
     for note in check.notes.iter().chain(&structure.skipped) {
         out.note(note);
@@ -121,16 +133,22 @@ fn tell(session: &Session<'_>, snapshots: &[SnapshotId], check: &CheckReport, st
     for why in &structure.unreadable {
         out.line(format!("{} {why}", out.paint().error("damaged:")));
     }
-    for what in &structure.checked {
+    for LogFinding { source, segment, problem } in &logs.findings {
+        out.line(format!("{} {source}: segment {segment}: {problem}", out.paint().error("damaged:")));
+    }
+    for what in structure.checked.iter().chain(&logs.checked) {
         out.summary(what);
     }
-    let whole = check.damage.is_empty() && structure.findings.is_empty() && structure.unreadable.is_empty();
+    let snapshots_whole = check.damage.is_empty() && structure.findings.is_empty() && structure.unreadable.is_empty();
+    let whole = snapshots_whole && logs.findings.is_empty();
     let exit = if whole { Exit::Done } else { Exit::Damage };
     let (amount, objects) =
         (output::counted(snapshots.len() as u64, "snapshot"), output::counted(check.objects, "object"));
     let looked = format!("{amount}: {objects}, {} read", output::bytes(check.bytes));
     if whole {
         out.summary(format!("{looked}; {}", out.paint().good("no damage found")));
+    } else if snapshots_whole {
+        out.complain("damage found in the logs", Some(LOG_ADVICE));
     } else {
         out.complain(&format!("damage found in {looked}"), Some(&advice(check, structure)));
     }
@@ -138,6 +156,7 @@ fn tell(session: &Session<'_>, snapshots: &[SnapshotId], check: &CheckReport, st
         "snapshots": snapshots, "objects": check.objects, "bytes": check.bytes, "damage": check.damage,
         "findings": structure.findings, "checked": structure.checked,
         "unreadable": structure.unreadable, "notes": check.notes, "skipped": structure.skipped,
+        "logs": logs.checked, "log_findings": logs.findings,
     });
     out.result("verify", exit, &body);
     exit

@@ -213,6 +213,7 @@ impl Driller for Note {
             items: lines,
             checked: vec!["every line was counted".to_owned()],
             findings: from.record().fingerprint.differences(&restored),
+            ..DrillReport::default()
         })
     }
 }

@@ -123,7 +123,7 @@ impl Files {
             // Without append-only files, its newest data may be in its memory alone.
             if self.holds_data && self.append_only.is_none() {
                 cx.step("saving what the server holds now");
-                redis.keep(cx, &before).await?;
+                redis.keep(cx, &redis.server, &before).await?;
             }
             Ok(())
         })

@@ -12,24 +12,33 @@ use backup_core::{ArtifactName, BackupReader, RunContext};
 use crate::backup::DUMP;
 use crate::details::Details;
 use crate::drill::spool;
+use crate::recover::AOF_FOLDER;
 use crate::verify::compare;
 
 /// The names that a server uses unless told otherwise.
-const AOF_FOLDER: &str = "appendonlydir";
-const AOF_NAME: &str = "appendonly.aof";
+pub(crate) const AOF_NAME: &str = "appendonly.aof";
 
 /// The file names of a set of append-only files that begins with an RDB, and its manifest.
 pub(crate) struct AofForm {
     pub(crate) base: String,
+    /// Commands that follow the base, in sets that have any.
+    pub(crate) increment: String,
     pub(crate) manifest: String,
     pub(crate) text: String,
 }
 
 impl AofForm {
     pub(crate) fn named(name: &str) -> Self {
-        let base = format!("{name}.1.base.rdb");
+        let (base, increment) = (format!("{name}.1.base.rdb"), format!("{name}.1.incr.aof"));
         let text = format!("file {base} seq 1 type b\n");
-        Self { manifest: format!("{name}.manifest"), base, text }
+        Self { manifest: format!("{name}.manifest"), base, increment, text }
+    }
+
+    /// A set whose commands are replayed after the base.
+    pub(crate) fn with_increment(name: &str) -> Self {
+        let mut form = Self::named(name);
+        form.text.push_str(&format!("file {} seq 1 type i\n", form.increment));
+        form
     }
 }
 
@@ -65,7 +74,7 @@ pub(crate) async fn write(cx: &RunContext, from: &BackupReader, folder: &Path) -
     Ok(report)
 }
 
-async fn write_one(cx: &RunContext, from: &BackupReader, name: &ArtifactName, path: &Path) -> Result<()> {
+pub(crate) async fn write_one(cx: &RunContext, from: &BackupReader, name: &ArtifactName, path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(path);
     make_folder(parent)?;
     let part = Part::beside(path)?;

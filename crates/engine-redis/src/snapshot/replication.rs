@@ -11,6 +11,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::Evidence;
 use backup_core::position::Position;
 use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
 
 use super::PIECE_BYTES;
 use crate::connection::{Connection, refusal};
@@ -31,12 +32,28 @@ enum Framing {
     Length(u64),
 }
 
+/// What a server does for a replica that wants to go on where it was.
+#[derive(Debug)]
+pub(crate) enum Attached {
+    /// It goes on there: what is read from the connection is the stream, whose replication id is `id`.
+    Continued {
+        /// The id, which is another one after a failover or a restart.
+        id: String,
+        /// The connection.
+        connection: Connection,
+    },
+    /// It cannot, and sends everything; the stream follows.
+    Everything(Box<Replication>),
+}
+
 /// An RDB that a server sends to us as to a replica.
 #[derive(Debug)]
 pub(crate) struct Replication {
     connection: Connection,
     framing: Framing,
     position: Option<Position>,
+    /// When the server had told the position.
+    told: Timestamp,
     /// What was read and not handed on: at the end of a piece it may be the mark.
     held: BytesMut,
     passed: u64,
@@ -55,14 +72,53 @@ impl Replication {
         };
         introduce(&mut connection, version.as_deref().unwrap_or(ANNOUNCED_VERSION)).await?;
         cx.step("waiting for the server's snapshot");
-        let (position, framing) = ask_for_everything(&mut connection).await?;
-        if matches!(framing, Framing::Length(_)) {
-            cx.warn(
-                "the server has `repl-diskless-sync no`, so it wrote this snapshot to its own dump file, as BGSAVE does; \
-                 `CONFIG SET repl-diskless-sync yes` spares its disk",
-            );
+        let (position, told, framing) = ask_for_everything(&mut connection).await?;
+        warn_of_disk(cx, &framing);
+        Ok(Self { connection, framing, position, told, held: BytesMut::new(), passed: 0 })
+    }
+
+    /// Connects to stay, and tells what the server says of itself. `after` is the replication id and the offset up to which everything is known.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PermissionDenied`] or [`ErrorKind::Unsupported`] when the server does not allow it.
+    pub(crate) async fn attach(
+        cx: &RunContext,
+        server: &Server,
+        after: Option<(&str, u64)>,
+    ) -> Result<(Attached, Info)> {
+        let mut connection = server.connect(cx).await?;
+        let info = Info::ask(&mut connection, Some("server")).await.unwrap_or_default();
+        let version = info.product().map(|product| product.version);
+        // `psync2`: the answer to PSYNC names the replication id, which may have changed.
+        connection.call(&["REPLCONF", "capa", "eof", "capa", "psync2"]).await?;
+        connection.ask(&["REPLCONF", "version", version.as_deref().unwrap_or(ANNOUNCED_VERSION)]).await?;
+        let (id, next) = after.map_or(("?", "-1".to_owned()), |(id, offset)| (id, (offset + 1).to_string()));
+        connection.writer.send(&["PSYNC", id, &next]).await?;
+        let line = preamble(&mut connection, "PSYNC").await?;
+        if let Some(rest) = line.strip_prefix("+CONTINUE") {
+            let told = rest.trim();
+            let id = if told.is_empty() { id } else { told };
+            return Ok((Attached::Continued { id: id.to_owned(), connection }, info));
         }
-        Ok(Self { connection, framing, position, held: BytesMut::new(), passed: 0 })
+        let (position, told) = (Some(full_resync(&line)?), Timestamp::now());
+        let framing = framing(&preamble(&mut connection, "PSYNC").await?)?;
+        warn_of_disk(cx, &framing);
+        let held = BytesMut::new();
+        Ok((Attached::Everything(Box::new(Self { connection, framing, position, told, held, passed: 0 })), info))
+    }
+
+    /// When the server had come to the position, at the latest.
+    pub(crate) fn told(&self) -> Timestamp {
+        self.told
+    }
+
+    /// After the end: the connection, and what was read of the stream that follows the RDB.
+    pub(crate) fn into_stream(mut self) -> (Connection, Bytes) {
+        let rest = match self.framing {
+            Framing::Mark(_) => Bytes::new(),
+            Framing::Length(_) => self.held.split().freeze(),
+        };
+        (self.connection, rest)
     }
 
     /// The next bytes, in pieces of one size but for the last; `None` at the proven end.
@@ -118,16 +174,28 @@ async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
     Ok(())
 }
 
-async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Framing)> {
+fn warn_of_disk(cx: &RunContext, framing: &Framing) {
+    if matches!(framing, Framing::Length(_)) {
+        cx.warn(
+            "the server has `repl-diskless-sync no`, so it wrote this snapshot to its own dump file, as BGSAVE does; \
+             `CONFIG SET repl-diskless-sync yes` spares its disk",
+        );
+    }
+}
+
+async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Timestamp, Framing)> {
     connection.writer.send(&["PSYNC", "?", "-1"]).await?;
     match preamble(connection, "PSYNC").await {
         // A server knows PSYNC by its name alone: a renamed one is SYNC to it, and has no position.
-        Ok(line) if line.starts_with('$') => Ok((None, framing(&line)?)),
-        Ok(line) => Ok((Some(full_resync(&line)?), framing(&preamble(connection, "PSYNC").await?)?)),
+        Ok(line) if line.starts_with('$') => Ok((None, Timestamp::now(), framing(&line)?)),
+        Ok(line) => {
+            let (position, told) = (full_resync(&line)?, Timestamp::now());
+            Ok((Some(position), told, framing(&preamble(connection, "PSYNC").await?)?))
+        }
         // Older, renamed or forbidden: SYNC needs no more than PSYNC, and may still be there.
         Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
             connection.writer.send(&["SYNC"]).await?;
-            Ok((None, framing(&preamble(connection, "SYNC").await?)?))
+            Ok((None, Timestamp::now(), framing(&preamble(connection, "SYNC").await?)?))
         }
         Err(error) => Err(error),
     }

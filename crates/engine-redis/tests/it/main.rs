@@ -5,5 +5,6 @@ mod backup;
 mod conformance;
 mod drill;
 mod faults;
+mod follow;
 mod restore;
 mod support;

@@ -63,6 +63,11 @@ pub(crate) async fn back_up(engine: &Engine) -> Result<Saved> {
     Ok(Saved { sink, manifest, recorder })
 }
 
+/// The same, into a sink that holds more.
+pub(crate) async fn back_up_into(engine: &Engine, sink: &dyn Sink) -> Result<Manifest> {
+    run(vec![task(engine)], sink, &options()).await
+}
+
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) sink: MemorySink,

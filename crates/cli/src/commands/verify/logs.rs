@@ -1,0 +1,74 @@
+//! The continuous logs of the plan's sources, as far as `verify` looks at them: damage, and holes.
+
+use std::sync::Arc;
+
+use backup_core::sink::{CheckDepth, Sink};
+use backup_core::window::overview;
+use backup_core::{Event, Result, SegmentLog, SourceName};
+use serde::Serialize;
+
+use crate::output;
+use crate::session::Session;
+use crate::stack::Stack;
+
+/// What is wrong with a log.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) struct LogFinding {
+    pub(super) source: SourceName,
+    /// The segment, as `timeline/name`.
+    pub(super) segment: String,
+    pub(super) problem: String,
+}
+
+/// What was found in all logs.
+#[derive(Debug, Default)]
+pub(super) struct Logs {
+    /// What was looked at, a line for each source.
+    pub(super) checked: Vec<String>,
+    pub(super) findings: Vec<LogFinding>,
+}
+
+/// Looks at every segment of every source of the plan: `depth` says how closely.
+pub(super) async fn check(session: &Session<'_>, stack: &Stack, sink: &dyn Sink, depth: CheckDepth) -> Result<Logs> {
+    let mut found = Logs::default();
+    let Some(store) = sink.logs() else { return Ok(found) };
+    for part in &stack.parts {
+        let (cx, name) = (session.context(part.name()), part.name());
+        let log = SegmentLog::new(Arc::clone(&store), name.clone());
+        if log.timelines().await?.is_empty() {
+            continue;
+        }
+        cx.report(&Event::Started { source: name.clone(), work: "verify the log", expected_bytes: None });
+        let checked = async {
+            let damage = log.check(&cx, depth).await?;
+            Ok((damage, overview(&cx, &log).await?))
+        };
+        let checked = checked.await;
+        let failure = checked.as_ref().err().map(backup_core::Error::chain);
+        cx.report(&Event::Finished { source: name.clone(), failure });
+        let (damage, log) = checked?;
+        let finding = |segment: String, problem: String| LogFinding { source: name.clone(), segment, problem };
+        let mut findings: Vec<LogFinding> =
+            damage.into_iter().map(|damaged| finding(damaged.id.to_string(), damaged.problem)).collect();
+        let known = |id: &str| findings.iter().any(|finding| finding.segment == id);
+        // Damage that both see is told once; what damage makes of the chain is no hole besides.
+        let unseen: Vec<_> = log.damage.iter().filter(|damaged| !known(&damaged.id.to_string())).cloned().collect();
+        findings.extend(unseen.into_iter().map(|damaged| finding(damaged.id.to_string(), damaged.problem)));
+        for gap in &log.gaps {
+            let damaged = findings.iter().any(|finding| gap.missing.ends_with(&finding.segment));
+            if !damaged {
+                findings.push(finding(gap.before.to_string(), format!("before it, {} is missing", gap.missing)));
+            }
+        }
+        let segments: u64 = log.chains.iter().map(|chain| chain.segments).sum();
+        let bytes: u64 = log.chains.iter().map(|chain| chain.stored_bytes).sum();
+        let chains = output::counted(log.chains.len() as u64, "chain");
+        found.checked.push(format!(
+            "{name}: log: {}, {}, {chains}",
+            output::counted(segments, "segment"),
+            output::bytes(bytes)
+        ));
+        found.findings.extend(findings);
+    }
+    Ok(found)
+}
