@@ -4,16 +4,22 @@
 //! are the same in versions 13 to 18.
 
 mod chain;
+mod ends;
 mod fetch;
 mod history;
 mod names;
 mod page;
 mod push;
 pub(crate) mod receive;
+mod records;
+mod walk;
 
 pub use chain::{Chain, Hole, Span};
 pub use fetch::fetch;
 pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
+pub(crate) use ends::End;
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
+pub(crate) use records::{Fault, Record, Walker};
+pub(crate) use walk::{Observer, last_mark, walk};
