@@ -167,6 +167,9 @@ class Bytes:
         return self.at == len(self.data)
 
 
+RECENT_CHUNKS = 64
+
+
 # ---- the repository ---------------------------------------------------------------------------------------------------
 class Repository:
     def __init__(self, root, identity):
@@ -278,9 +281,13 @@ class Repository:
             if chunk == bytes(32):
                 yield length
                 continue
-            plain = self.chunk(chunk)
+            plain = self.recent.pop(chunk, None) or self.chunk(chunk)
             if offset + length > len(plain):
                 raise Failure("damaged: an extent reaches beyond its chunk")
+            if length < len(plain):  # Pages of a database that changed together lie in one chunk, all over the file.
+                self.recent[chunk] = plain
+                if len(self.recent) > RECENT_CHUNKS:
+                    del self.recent[next(iter(self.recent))]
             yield plain[offset:offset + length]
 
     def snapshots(self):

@@ -85,10 +85,6 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Prove a snapshot: restore it into a scratch place, ask it questions, measure
     Drill(DrillArgs),
-    /// Archive the write-ahead log of a PostgreSQL server, fetch it back, look at it
-    #[cfg(feature = "postgres")]
-    #[command(subcommand)]
-    Wal(WalCommand),
     /// Archive the continuous logs of sources, until stopped
     Follow(FollowArgs),
     /// Show what each source can be recovered to now
@@ -97,6 +93,10 @@ pub enum Command {
     #[cfg(feature = "redis")]
     #[command(subcommand)]
     Redis(RedisCommand),
+    /// Archive the write-ahead log of a PostgreSQL server, fetch it back, look at it
+    #[cfg(feature = "postgres")]
+    #[command(subcommand)]
+    Wal(WalCommand),
     /// Make key pairs, and say who can read the repository
     #[command(subcommand)]
     Key(KeyCommand),

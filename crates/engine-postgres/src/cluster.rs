@@ -66,7 +66,8 @@ impl Source for Cluster {
         }
         let both = self.saves(Mode::Logical);
         let config_files = if both { ConfigFiles::LeaveToOthers } else { ConfigFiles::Save };
-        let physical = cx.unless_cancelled(self.physical.save(cx, out, config_files)).await?;
+        let save = Box::pin(self.physical.save(cx, out, config_files));
+        let physical = cx.unless_cancelled(save).await?;
         if !both {
             return Ok(physical);
         }
@@ -92,7 +93,7 @@ impl Restorer for Cluster {
         match &to.place {
             Place::Folder(folder) if to.select.is_empty() && to.rename.is_none() => {
                 to.existing.check_folder(folder)?;
-                let mut plan = self.physical.plan_into(from, &details, to, folder);
+                let mut plan = Physical::plan_into(from, &details, to, folder);
                 if has_logical(from.record()) {
                     let logical = self.logical.plan_restore(cx, from, to).await?;
                     plan.steps.extend(logical.steps);
@@ -120,7 +121,7 @@ impl Restorer for Cluster {
                 if logical {
                     report = self.logical.restore(cx, from, plan.clone()).await?;
                 }
-                let placed = self.physical.restore_into(cx, from, &details, folder, &layout).await?;
+                let placed = Physical::restore_into(cx, from, &details, folder, &layout).await?;
                 report.restored.extend(placed.restored);
                 report.bytes += placed.bytes;
                 report.items += placed.items;
@@ -146,7 +147,7 @@ fn only_into_a_folder() -> Error {
 #[async_trait]
 impl Verifier for Cluster {
     async fn verify(&self, cx: &RunContext, from: &BackupReader) -> Result<VerifyReport> {
-        let Some(mut report) = self.physical.verify(cx, from).await? else {
+        let Some(mut report) = Physical::verify(cx, from).await? else {
             return self.logical.verify(cx, from).await;
         };
         if has_logical(from.record()) {

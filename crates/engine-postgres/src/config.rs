@@ -11,6 +11,8 @@ use backup_core::secret::SecretRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::wire::service;
+
 /// Databases that are worked on at the same time, and jobs of a parallel restore, unless the plan says otherwise.
 const DEFAULT_JOBS: usize = 2;
 const MAX_JOBS: usize = 64;
@@ -24,8 +26,10 @@ const DEFAULT_USER: &str = "postgres";
 #[schemars(title = "PostgreSQL")]
 pub(crate) struct PostgresConfig {
     /// `postgres://user@host:port/database?sslmode=…`, without a password. The database is only the one that is asked
-    /// about the others. Either this or `socket`.
+    /// about the others. Either this, `socket` or `service`.
     url: Option<String>,
+    /// A service of the connection service file (`~/.pg_service.conf`), which has the address, the user and the parameters.
+    service: Option<String>,
     /// The folder of the server's unix socket. By default `/run/postgresql`.
     socket: Option<PathBuf>,
     /// The port, which is also part of the socket's name. By default 5432.
@@ -155,7 +159,7 @@ impl Endpoint {
 }
 
 /// Connection parameters that a URL may carry.
-const PARAMETERS: [&str; 9] = [
+const PARAMETERS: [&str; 10] = [
     "sslmode",
     "sslrootcert",
     "sslcert",
@@ -165,6 +169,7 @@ const PARAMETERS: [&str; 9] = [
     "channel_binding",
     "connect_timeout",
     "gssencmode",
+    "passfile",
 ];
 
 impl Settings {
@@ -219,20 +224,46 @@ impl Settings {
 }
 
 fn endpoint(config: &PostgresConfig) -> Result<Endpoint> {
-    let mut endpoint = match (&config.url, &config.socket) {
-        (Some(_), Some(_)) => return Err(fault("`url` and `socket` exclude each other").hint("keep one of them")),
-        (Some(url), None) => parse_url(url)?,
-        (None, Some(socket)) if !socket.is_absolute() => {
+    let mut endpoint = match (&config.url, &config.socket, &config.service) {
+        (Some(url), None, None) => parse_url(url)?,
+        (None, None, Some(service)) => of_service(service)?,
+        (None, Some(socket), None) if !socket.is_absolute() => {
             return Err(fault("`socket` must be the absolute path of the folder that holds the socket"));
         }
-        (None, Some(socket)) => Endpoint::socket(socket, DEFAULT_PORT, DEFAULT_USER),
-        (None, None) => Endpoint::socket(Path::new(DEFAULT_SOCKET), DEFAULT_PORT, DEFAULT_USER),
+        (None, Some(socket), None) => Endpoint::socket(socket, DEFAULT_PORT, DEFAULT_USER),
+        (None, None, None) => Endpoint::socket(Path::new(DEFAULT_SOCKET), DEFAULT_PORT, DEFAULT_USER),
+        _ => return Err(fault("`url`, `socket` and `service` exclude each other").hint("keep one of them")),
     };
     if let Some(port) = config.port {
         endpoint.port = port;
     }
     if let Some(user) = &config.user {
         endpoint.user.clone_from(user);
+    }
+    Ok(endpoint)
+}
+
+/// Takes the service's parameters. The file is read here, when the plan is: it is part of what the plan says.
+fn of_service(name: &str) -> Result<Endpoint> {
+    let mut endpoint = Endpoint::socket(Path::new(DEFAULT_SOCKET), DEFAULT_PORT, DEFAULT_USER);
+    for (key, value) in service(name)? {
+        match key.as_str() {
+            "host" => endpoint.host = value,
+            "port" => {
+                endpoint.port = value.parse().map_err(|_| fault(format!("the service `{name}` has no valid port")))?;
+            }
+            "user" => endpoint.user = value,
+            "dbname" => endpoint.database = Some(value),
+            known if PARAMETERS.contains(&known) => {
+                endpoint.parameters.insert(key, value);
+            }
+            other => {
+                return Err(fault(format!(
+                    "the service `{name}` has the parameter `{other}`, which is not known here"
+                ))
+                .hint(format!("known here: host, port, user, dbname, {}", PARAMETERS.join(", "))));
+            }
+        }
     }
     Ok(endpoint)
 }
@@ -328,6 +359,8 @@ mod tests {
             ("url: 'mysql://db'", "form"),
             ("url: 'postgres://db?sslmod=require'", "sslmod"),
             ("{ url: 'postgres://db', socket: /run }", "exclude"),
+            ("{ service: x, socket: /run }", "exclude"),
+            ("service: no-such-service", "no service `no-such-service`"),
             ("socket: run", "absolute"),
             ("databases: []", "databases"),
             ("jobs: 0", "jobs"),
@@ -348,7 +381,7 @@ mod tests {
     fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 15);
+        assert_eq!(fields.len(), 16);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

@@ -24,9 +24,9 @@ mod tls;
 mod transport;
 mod wal_stream;
 
-pub(crate) use connection::{Connection, Purpose, Rows};
+pub(crate) use connection::{Connection, Purpose};
 pub(crate) use copy::Answer;
 pub(crate) use fault::{ServerError, server_error};
-pub(crate) use replication::{Slot, SlotKind, SystemIdentity, TimelineHistory, slot_name};
+pub(crate) use replication::{Slot, SlotKind, SystemIdentity, slot_name};
 pub(crate) use service::service;
-pub(crate) use wal_stream::{NextTimeline, Received, Reply, Started, WalStream};
+pub(crate) use wal_stream::{Received, Reply, Started, WalStream};

@@ -17,6 +17,11 @@ pub fn entries(listing: &[u8]) -> bool {
     crate::repository::fuzzing::entries(listing)
 }
 
+/// The page map of an artifact.
+pub fn page_map(map: &[u8]) -> bool {
+    crate::repository::fuzzing::page_map(map)
+}
+
 /// The archive of a tree in a plain directory, not compressed.
 pub fn directory_tar(archive: &[u8]) -> bool {
     crate::directory::fuzzing::tar(archive)

@@ -12,6 +12,7 @@ mod create;
 mod crypto;
 mod earlier;
 mod entry;
+mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod index;
@@ -19,6 +20,8 @@ mod layout;
 mod load;
 pub(crate) mod logs;
 mod pack;
+mod page_map;
+mod pages;
 mod pipeline;
 mod read;
 mod recipients;

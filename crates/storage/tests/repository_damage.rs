@@ -10,9 +10,12 @@ use backup_core::sink::{CheckDepth, CheckReport, Sink, SnapshotFilter};
 use backup_core::{ErrorKind, RunContext, SnapshotId};
 use backup_testkit::noise;
 use storage::{Repository, Unlock};
-use support::{Place, back_up, read_stream, read_tree, source, stream_source, tree_source};
+use support::{
+    Place, back_up, pages_content, pages_source, read_stream, read_tree, source, stream_source, tree_source,
+};
 
 const FILES: &[usize] = &[10, 300, 70_000, 3_000_000, 5_000_000];
+const PAGES: &[usize] = &[5, 290];
 const STREAM: usize = 20_000_000;
 
 /// Ways to damage an object.
@@ -57,14 +60,16 @@ struct Damaged {
     second: SnapshotId,
 }
 
-/// Two snapshots; the second adds a stream in packs of its own.
+/// Two snapshots; in the second some pages changed, and it adds a stream in packs of its own.
 async fn two_snapshots() -> Damaged {
     let place = Place::new();
     place.create().await;
     let repository = place.open(&place.reading()).await.unwrap();
-    let first = back_up(&repository, &[("tree", tree_source(FILES))]).await.unwrap().id;
-    let second =
-        back_up(&repository, &[("tree", tree_source(FILES)), ("db", stream_source(STREAM, 1))]).await.unwrap().id;
+    let sources = [("tree", tree_source(FILES)), ("pages", pages_source(PAGES, 1))];
+    let first = back_up(&repository, &sources).await.unwrap().id;
+    let (tree, db) = (tree_source(FILES), stream_source(STREAM, 1));
+    let sources = [("tree", tree), ("db", db), ("pages", pages_source(PAGES, 2))];
+    let second = back_up(&repository, &sources).await.unwrap().id;
     Damaged { place, first, second }
 }
 
@@ -123,6 +128,13 @@ async fn assert_reads_right_or_not_at_all(
         if let Ok(files) = read_tree(repository, id, "tree").await {
             let right = files.iter().zip(FILES).all(|((_, content), size)| *content == noise(*size, *size as u64));
             assert!(right && files.len() == FILES.len(), "{what}: the tree was read wrong");
+        }
+    }
+    for (id, version) in [(first, 1), (second, 2)] {
+        if let Ok(files) = read_tree(repository, id, "pages").await {
+            let mut right =
+                files.iter().zip(PAGES).map(|((_, content), pages)| *content == pages_content(*pages, version));
+            assert!(right.all(|right| right) && files.len() == PAGES.len(), "{what}: the pages were read wrong");
         }
     }
 }

@@ -11,10 +11,12 @@ use backup_core::sink::{Sink, SnapshotFilter};
 use backup_testkit::{Fault, FaultyStore};
 use object_store::ObjectStore;
 use storage::Repository;
-use support::{Place, back_up, read_stream, read_tree, stream_source, tree_source};
+use support::{Place, back_up, pages_source, read_stream, read_tree, stream_source, tree_source};
 
 const FILES: &[usize] = &[10, 300, 70_000, 2_000_000];
 const MORE_FILES: &[usize] = &[10, 301, 70_000, 2_000_000, 900_000];
+/// The pages of database files; the second has more than a record of the page map holds.
+const PAGES: &[usize] = &[3, 300];
 /// Two packs, so that one can be lost after another was written.
 const STREAM: usize = 18_000_000;
 
@@ -23,7 +25,8 @@ async fn at_every_operation(fault: impl Fn(u64) -> Fault, expected: ErrorKind) {
     let place = Place::new();
     place.create().await;
     let clean = place.open(&place.reading()).await.unwrap();
-    let first = back_up(&clean, &[("tree", tree_source(FILES))]).await.unwrap().id;
+    let sources = [("tree", tree_source(FILES)), ("pages", pages_source(PAGES, 1))];
+    let first = back_up(&clean, &sources).await.unwrap().id;
     let pristine = place.folder.path().join("pristine");
     support::copy_folder(&place.data(), &pristine);
     let mut failures = 0;
@@ -35,7 +38,8 @@ async fn at_every_operation(fault: impl Fn(u64) -> Fault, expected: ErrorKind) {
         let store: Arc<dyn ObjectStore> = Arc::clone(&faulty) as _;
         let result = match Repository::open(store, "a test", &place.options, &place.reading()).await {
             Ok(repository) => {
-                let sources = [("tree", tree_source(MORE_FILES)), ("db", stream_source(STREAM, 1))];
+                let (tree, db) = (tree_source(MORE_FILES), stream_source(STREAM, 1));
+                let sources = [("tree", tree), ("db", db), ("pages", pages_source(PAGES, 2))];
                 back_up(&repository, &sources).await
             }
             Err(error) => Err(error),
@@ -48,8 +52,10 @@ async fn at_every_operation(fault: impl Fn(u64) -> Fault, expected: ErrorKind) {
             FILES.len(),
             "the first snapshot, fault at {at}"
         );
+        support::assert_pages(&fresh, &first, "pages", PAGES, 1).await;
         match result {
             Ok(manifest) => {
+                support::assert_pages(&fresh, &manifest.id, "pages", PAGES, 2).await;
                 assert_eq!(read_stream(&fresh, &manifest.id, "db").await.unwrap().len(), STREAM);
                 if !reached {
                     break;
@@ -61,8 +67,10 @@ async fn at_every_operation(fault: impl Fn(u64) -> Fault, expected: ErrorKind) {
                 for summary in visible {
                     read_tree(&fresh, &summary.id, "tree").await.unwrap();
                 }
-                let retried = back_up(&fresh, &[("tree", tree_source(MORE_FILES))]).await.unwrap();
+                let sources = [("tree", tree_source(MORE_FILES)), ("pages", pages_source(PAGES, 3))];
+                let retried = back_up(&fresh, &sources).await.unwrap();
                 support::assert_tree(&fresh, &retried.id, "tree", MORE_FILES).await;
+                support::assert_pages(&fresh, &retried.id, "pages", PAGES, 3).await;
             }
         }
     }

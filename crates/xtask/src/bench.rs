@@ -1,8 +1,11 @@
 //! Benchmarks: one module below this one per benchmark, listed in [`BENCHES`].
 
+mod contest;
 mod data;
 mod files;
 mod measure;
+mod postgres;
+mod redis;
 
 use clap::Args;
 
@@ -14,6 +17,8 @@ type Bench = (&'static str, &'static str, fn(&Cache, &[String]) -> Result);
 
 const BENCHES: &[Bench] = &[
     ("files", "first, unchanged and second backup and restore of 2 GiB, against restic and borg", files::run),
+    ("redis", "snapshots of five million keys, against redis-cli and a script; reading an RDB", redis::run),
+    ("postgres", "base backups, restores, the log, against pg_basebackup, pg_receivewal and pgBackRest", postgres::run),
     ("measure", "(for the others) runs a command and writes down what it used", measure::run),
 ];
 

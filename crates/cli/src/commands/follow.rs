@@ -77,7 +77,7 @@ fn chosen<'a>(stack: &'a Stack, args: &FollowArgs, engine: Option<&str>) -> Resu
     }
     if parts.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "the plan has no source that is followed")
-            .hint("write `follow: true` below a `redis` source"));
+            .hint("write `follow: true` below a `redis` source, `wal: stream` below a `postgres` source"));
     }
     Ok(parts)
 }
@@ -86,6 +86,7 @@ fn cannot_be_followed(part: &Part) -> Error {
     let message = format!("`{}` is not followed: the plan does not ask for it", part.name());
     match part.config.engine.as_str() {
         "redis" => Error::new(ErrorKind::Usage, message).hint("write `follow: true` below `redis` in the plan"),
+        "postgres" => Error::new(ErrorKind::Usage, message).hint("write `wal: stream` below `postgres` in the plan"),
         other => Error::new(ErrorKind::Usage, format!("`{}` cannot be followed", part.name()))
             .hint(format!("the engine `{other}` archives no log here; `stackward backup` saves it")),
     }

@@ -2,7 +2,6 @@
 
 mod fetch;
 mod push;
-mod receive;
 mod status;
 
 use std::sync::Arc;
@@ -11,7 +10,8 @@ use backup_core::log::LogStore;
 use backup_core::sink::Sink;
 use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
 
-use crate::args::WalCommand;
+use super::follow;
+use crate::args::{FollowArgs, WalCommand};
 use crate::exit::Exit;
 use crate::session::Session;
 use crate::stack::{Access, Part, Stack};
@@ -26,7 +26,10 @@ pub(crate) async fn run(session: &Session<'_>, command: &WalCommand) -> Result<E
         WalCommand::Fetch { name, path, source, prefetch } => {
             fetch::run(session, &fetch::Request { name, path, source: source.as_ref(), ahead: *prefetch }).await
         }
-        WalCommand::Receive { source } => receive::run(session, source.as_ref()).await,
+        WalCommand::Receive { source } => {
+            let followed = FollowArgs { sources: source.iter().cloned().collect() };
+            follow::run(session, &followed, Some(ENGINE)).await
+        }
         WalCommand::Status { source } => session.unless_interrupted(status::run(session, source.as_ref())).await,
         WalCommand::Push { .. } => Err(Error::new(ErrorKind::Internal, "this command needs no runtime")),
     }

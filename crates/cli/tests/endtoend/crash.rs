@@ -1,5 +1,8 @@
 //! kill -9 at any moment: what was complete stays whole, and the next run succeeds.
 
+#[cfg(feature = "redis")]
+mod follow;
+
 use std::os::unix::process::CommandExt;
 use std::process::Child;
 

@@ -5,6 +5,8 @@
 mod crash;
 mod damage;
 mod faults;
+#[cfg(feature = "redis")]
+mod follow;
 mod full_disk;
 mod hostile;
 mod memory;

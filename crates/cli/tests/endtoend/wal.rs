@@ -437,7 +437,7 @@ fn a_receiver_that_is_killed_a_hundred_times_leaves_no_hole() {
     let load = server.pgbench_in_background("postgres", &["-c", "2", "-T", "600", "-n"]);
     let mut waited = 1u64;
     for round in 0..100u64 {
-        let mut receiver = Receiver::start(&archive);
+        let receiver = Receiver::start(&archive);
         // Between nothing and some hundred kilobytes of log later.
         waited = waited.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
         let until = server.sql("postgres", "select pg_current_wal_lsn()");

@@ -6,6 +6,7 @@
 use async_trait::async_trait;
 use backup_core::engine::{Finding, Verifier, VerifyReport};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::ArtifactKind;
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use super::Logical;
@@ -13,6 +14,7 @@ use super::archive::ArchiveScan;
 use super::details::{DatabaseDetails, Details, tables_group};
 use super::dump::{GLOBALS, ends_globals};
 use crate::feed::feed;
+use crate::physical::is_memo;
 use crate::server::Server;
 use crate::sql::readable;
 use crate::tools::{PgVersion, Tools};
@@ -26,7 +28,8 @@ impl Verifier for Logical {
                 return Ok(report);
             };
             let tools = self.tools.matching(PgVersion(details.cluster.dump_version_number)).await?;
-            for artifact in &from.record().artifacts {
+            let streams = from.record().artifacts.iter().filter(|artifact| artifact.kind == ArtifactKind::Stream);
+            for artifact in streams.filter(|artifact| !is_memo(&artifact.name)) {
                 let name = &artifact.name;
                 cx.step(format!("reading {name}"));
                 let database = details.databases.iter().find(|database| database.artifact == *name);

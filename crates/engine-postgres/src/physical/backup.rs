@@ -21,7 +21,7 @@ use super::details::{DamagedPage, PhysicalDetails, PhysicalTablespace};
 use super::facts::ServerFacts;
 use super::increment::{self, Chosen};
 use super::ledger::LedgerCheck;
-use super::receiver::{Receiver, Shape};
+use super::receiver::{MAX_DAMAGED, Receiver, Shape};
 use super::server_manifest::{Line, ManifestReader, ManifestWriter, WalRange};
 use super::stream::{BackupKind, BaseBackup, End, Event, Wanted};
 use crate::config_files::{self, ConfigFile};
@@ -60,10 +60,14 @@ impl Physical {
         let chosen = increment::choose(cx, out, &self.settings, &facts, &mut connection).await?;
         cx.step("waiting for the server's checkpoint");
         let started = Timestamp::now();
-        let (backup, increment_of) = self.begin(cx, connection, major, chosen).await?;
-        let kind = if increment_of.is_some() { BackupKind::Incremental } else { BackupKind::Full };
+        let (backup, increment) = self.begin(cx, connection, major, chosen).await?;
+        let kind = if increment.is_some() { BackupKind::Incremental } else { BackupKind::Full };
         announce(cx, &backup, kind);
-        let received = receive(cx, out, &facts, backup, kind).await?;
+        let mut received = receive(cx, out, &facts, backup, kind).await?;
+        let increment_of = increment.map(|increment| {
+            received.inherit(increment.damaged);
+            increment.of
+        });
         // The log is in the tree now.
         holder.close().await;
         let stopped = Timestamp::now();
@@ -120,13 +124,13 @@ impl Physical {
         connection: Connection,
         major: u32,
         chosen: Option<Chosen>,
-    ) -> Result<(BaseBackup, Option<backup_core::SnapshotId>)> {
+    ) -> Result<(BaseBackup, Option<Chosen>)> {
         let full = Wanted { major, label: LABEL, kind: BackupKind::Full };
-        let Some(Chosen { of }) = chosen else {
+        let Some(chosen) = chosen else {
             return Ok((BaseBackup::begin(connection, full).await.map_err(|(error, _)| error)?, None));
         };
         match BaseBackup::begin(connection, Wanted { kind: BackupKind::Incremental, ..full }).await {
-            Ok(backup) => Ok((backup, Some(of))),
+            Ok(backup) => Ok((backup, Some(chosen))),
             Err((error, _)) => {
                 increment::explain(cx, &error)?;
                 // The manifest stays with its session; a new one has none.
@@ -174,6 +178,19 @@ struct ReceivedBackup {
     tablespaces: Vec<PhysicalTablespace>,
     damaged: Vec<DamagedPage>,
     damaged_total: u64,
+}
+
+impl ReceivedBackup {
+    /// Takes over what was damaged in the snapshot that unchanged pages were kept from. Those that were written since are
+    /// told, too, until the next full backup: better than to keep silent about the others.
+    fn inherit(&mut self, damaged: Vec<DamagedPage>) {
+        for page in damaged {
+            if self.damaged.len() < MAX_DAMAGED && !self.damaged.contains(&page) {
+                self.damaged.push(page);
+                self.damaged_total += 1;
+            }
+        }
+    }
 }
 
 async fn receive(

@@ -4,10 +4,11 @@
 //! stands in the way of an increment costs time, never the backup.
 
 use backup_core::error::{ErrorKind, Result};
+use backup_core::writer::EarlierSource;
 use backup_core::{ArtifactName, BackupWriter, Error, RunContext, SnapshotId};
 
 use super::backup::MANIFEST;
-use super::details::PhysicalDetails;
+use super::details::{DamagedPage, PhysicalDetails};
 use super::facts::{INCREMENTS_SINCE, ServerFacts};
 use crate::config::{Increments, Settings};
 use crate::wire::{Answer, Connection, server_error};
@@ -17,6 +18,8 @@ use crate::wire::{Answer, Connection, server_error};
 pub(crate) struct Chosen {
     /// Since which snapshot.
     pub(crate) of: SnapshotId,
+    /// Pages that were damaged then: those that did not change still are.
+    pub(crate) damaged: Vec<DamagedPage>,
 }
 
 /// Prepares an increment when one is possible. `None`: a full backup; why is told where an operator could change it.
@@ -34,30 +37,59 @@ pub(crate) async fn choose(
     let details = match PhysicalDetails::of(earlier.record()) {
         Ok(Some(details)) => details,
         Ok(None) => return Ok(None),
-        Err(error) => return no_increment(cx, &error.chain()),
+        Err(error) => {
+            warn(cx, &error.chain());
+            return Ok(None);
+        }
     };
+    if let Some(why) = obstacle(facts, &details) {
+        warn(cx, why);
+        return Ok(None);
+    }
+    cx.step(format!("telling the server what {} has", earlier.snapshot()));
+    match upload(&earlier, connection).await? {
+        Uploaded::Accepted => Ok(Some(Chosen { of: earlier.snapshot().clone(), damaged: details.damaged_pages })),
+        Uploaded::Unreadable(error) => {
+            warn(cx, &format!("the earlier manifest cannot be read: {}", error.chain()));
+            Ok(None)
+        }
+        Uploaded::Refused(error) => explain(cx, &error).map(|()| None),
+    }
+}
+
+/// What can be known beforehand to make an increment impossible.
+fn obstacle(facts: &ServerFacts, earlier: &PhysicalDetails) -> Option<&'static str> {
     if !facts.summarizes {
-        return no_increment(
-            cx,
-            "`summarize_wal` is off (`ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();`)",
-        );
+        return Some("`summarize_wal` is off (`ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();`)");
     }
-    if details.system_identifier != facts.identity.system_identifier.to_string() {
-        return no_increment(cx, "the earlier snapshot is of another server; is this the right one?");
+    if earlier.system_identifier != facts.identity.system_identifier.to_string() {
+        return Some("the earlier snapshot is of another server; is this the right one?");
     }
-    if details.block_size != facts.shape.page_bytes {
-        return no_increment(cx, "the earlier snapshot has pages of another size");
+    if earlier.block_size != facts.shape.page_bytes {
+        return Some("the earlier snapshot has pages of another size");
     }
+    None
+}
+
+/// What became of an upload. The session can be used on in any case.
+enum Uploaded {
+    Accepted,
+    /// What we have of the earlier manifest.
+    Unreadable(Error),
+    /// By the server.
+    Refused(Error),
+}
+
+async fn upload(earlier: &EarlierSource, connection: &mut Connection) -> Result<Uploaded> {
     let mut memo = match earlier.memo(&ArtifactName::new(MANIFEST)?).await {
         Ok(memo) => memo,
-        Err(error) => return no_increment(cx, &format!("the earlier manifest cannot be read: {}", error.chain())),
+        Err(error) => return Ok(Uploaded::Unreadable(error)),
     };
-    cx.step(format!("telling the server what {} has", earlier.snapshot()));
     connection.begin("UPLOAD_MANIFEST").await?;
     match connection.answer().await {
         Ok(Answer::CopyIn) => {}
         Ok(_) => return Err(Error::new(ErrorKind::Unsupported, "the server does not take a manifest")),
-        Err(error) => return explain(cx, &error).map(|()| None),
+        Err(error) => return Ok(Uploaded::Refused(error)),
     }
     loop {
         match memo.next().await {
@@ -67,15 +99,15 @@ pub(crate) async fn choose(
                 // What was sent so far is no manifest; the server says so, and is ready again.
                 connection.end_data().await?;
                 let _refused = finish(connection).await;
-                return no_increment(cx, &format!("the earlier manifest cannot be read: {}", error.chain()));
+                return Ok(Uploaded::Unreadable(error));
             }
         }
     }
     connection.end_data().await?;
-    match finish(connection).await {
-        Ok(()) => Ok(Some(Chosen { of: earlier.snapshot().clone() })),
-        Err(error) => explain(cx, &error).map(|()| None),
-    }
+    Ok(match finish(connection).await {
+        Ok(()) => Uploaded::Accepted,
+        Err(error) => Uploaded::Refused(error),
+    })
 }
 
 async fn finish(connection: &mut Connection) -> Result<()> {
@@ -88,19 +120,15 @@ async fn finish(connection: &mut Connection) -> Result<()> {
 
 /// Warns when the server refused the increment; any other error stays one.
 pub(crate) fn explain(cx: &RunContext, error: &Error) -> Result<()> {
-    let Some(refused) = server_error(error) else {
-        return Err(Error::new(error.kind(), "the increment could not be prepared").caused_by(error.chain()));
-    };
-    if matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Interrupted | ErrorKind::PermissionDenied) {
-        return Err(Error::new(error.kind(), "the increment could not be prepared").caused_by(refused.to_string()));
+    const WE_OR_THE_SERVER_LEFT: [ErrorKind; 3] =
+        [ErrorKind::Unreachable, ErrorKind::Interrupted, ErrorKind::PermissionDenied];
+    match server_error(error) {
+        Some(refused) if !WE_OR_THE_SERVER_LEFT.contains(&error.kind()) => {
+            warn(cx, &refused.to_string());
+            Ok(())
+        }
+        _ => Err(Error::new(error.kind(), "the increment could not be prepared").caused_by(error.chain())),
     }
-    warn(cx, &refused.to_string());
-    Ok(())
-}
-
-fn no_increment(cx: &RunContext, why: &str) -> Result<Option<Chosen>> {
-    warn(cx, why);
-    Ok(None)
 }
 
 fn warn(cx: &RunContext, why: &str) {

@@ -129,11 +129,11 @@ mod tests {
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend((blocks.len() as u32).to_le_bytes());
         bytes.extend(truncation.to_le_bytes());
-        blocks.iter().for_each(|block| bytes.extend(block.to_le_bytes()));
+        bytes.extend(blocks.iter().flat_map(|block| block.to_le_bytes()));
         if !blocks.is_empty() {
             bytes.resize(bytes.len().next_multiple_of(PAGE), 0);
         }
-        blocks.iter().for_each(|block| bytes.extend([*block as u8; PAGE]));
+        bytes.extend(blocks.iter().flat_map(|block| [*block as u8; PAGE]));
         bytes
     }
 

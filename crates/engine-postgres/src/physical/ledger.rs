@@ -171,7 +171,7 @@ mod tests {
             crc,
             stored_path: format!("stored {path}").into(),
             stored_bytes: 5,
-            stored_crc: (crc % 2 == 0).then_some(crc + 1),
+            stored_crc: crc.is_multiple_of(2).then_some(crc + 1),
         }
     }
 

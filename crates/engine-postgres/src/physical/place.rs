@@ -118,7 +118,8 @@ pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout)
         let path = layout.place(&entry.path);
         match (&entry.kind, stored.content) {
             (EntryKind::Directory, _) => match tablespace(&entry.path) {
-                Some((oid, b"")) if layout.tablespaces.contains_key(&oid) => link(layout, oid, owner)?,
+                // Its folder is made already; links come at the end.
+                Some((oid, b"")) if layout.tablespaces.contains_key(&oid) => {}
                 _ => make_folder(&path, entry.mode, owner)?,
             },
             (EntryKind::File { .. }, Some(content)) => {
@@ -142,6 +143,7 @@ pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout)
     while let Some(done) = writing.join_next().await {
         finished(done)?;
     }
+    layout.tablespaces.keys().try_for_each(|oid| link(layout, *oid, owner))?;
     if !layout.tablespaces.is_empty() {
         write_map(layout, owner)?;
     }

@@ -50,6 +50,13 @@ impl Physical {
     /// What works, and could be better.
     async fn advice(&self, connection: &mut Connection, facts: &ServerFacts) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
+        if !self.server.endpoint.is_socket() && !connection.is_encrypted() {
+            warnings.push(
+                "the connection is not encrypted: whoever listens on the network can read the whole cluster (write \
+                 `sslmode=verify-full` in the plan's `url`)"
+                    .to_owned(),
+            );
+        }
         if !facts.shape.checksums {
             warnings.push(
                 "the server has no page checksums, so damaged pages go unnoticed (`pg_checksums --enable`, while it is \

@@ -21,6 +21,8 @@ use content::{Content, FileInHand, PageCheck};
 
 pub(crate) use content::crc32c;
 
+/// The mode of a tablespace's folder.
+const TABLESPACE_MODE: u32 = 0o700;
 /// Damaged pages are counted beyond this, not listed.
 pub(crate) const MAX_DAMAGED: usize = 1000;
 
@@ -63,6 +65,8 @@ pub(crate) struct Receiver {
     tar: TarReader,
     /// What the paths of the present archive begin with.
     prefix: String,
+    /// The tablespace whose own folder is not in the tree yet: its archive has only what is in it.
+    root: Option<u32>,
     in_hand: Option<FileInHand>,
     pub(crate) ledger: Ledger,
     pub(crate) damaged: DamagedPages,
@@ -81,6 +85,7 @@ impl Receiver {
             start,
             tar: TarReader::default(),
             prefix: String::new(),
+            root: None,
             in_hand: None,
             ledger: Ledger::new(cx.scratch())?,
             damaged: DamagedPages::default(),
@@ -92,6 +97,7 @@ impl Receiver {
     /// An archive begins; the one before must be whole.
     pub(crate) fn begin_archive(&mut self, oid: Option<u32>) -> Result<()> {
         self.end_archive()?;
+        self.root = oid;
         self.prefix = oid.map_or_else(String::new, |oid| format!("pg_tblspc/{oid}/"));
         Ok(())
     }
@@ -119,16 +125,23 @@ impl Receiver {
 
     async fn entry(&mut self, entry: TarEntry) -> Result<()> {
         self.cx.check_cancelled()?;
+        if let Some(oid) = self.root.take() {
+            self.folder(format!("pg_tblspc/{oid}").into_bytes(), &entry, TABLESPACE_MODE).await?;
+        }
         let path = [self.prefix.as_bytes(), &entry.path].concat();
-        let kind = match &entry.kind {
-            TarKind::File => return self.begin_file(path, entry).await,
-            TarKind::Directory => EntryKind::Directory,
-            // A tablespace: its files come in an archive of their own, and its place is noted in the details.
-            TarKind::Symlink(_) if path.starts_with(b"pg_tblspc/") => EntryKind::Directory,
-            TarKind::Symlink(target) => EntryKind::Symlink { target: target.clone() },
-        };
+        match &entry.kind {
+            TarKind::File => self.begin_file(path, entry).await,
+            TarKind::Directory => self.folder(path, &entry, entry.mode).await,
+            // A link to a tablespace: its place is in `tablespace_map`, its files come in an archive of their own.
+            TarKind::Symlink(_) => Ok(()),
+        }
+    }
+
+    /// Adds a folder with the owner of `like`.
+    async fn folder(&mut self, path: Vec<u8>, like: &TarEntry, mode: u32) -> Result<()> {
         self.entries += 1;
-        self.tree.entry(tree_entry(TreePath::new(path)?, kind, &entry)).await
+        let entry = tree_entry(TreePath::new(path)?, EntryKind::Directory, like);
+        self.tree.entry(TreeEntry { mode, ..entry }).await
     }
 
     async fn begin_file(&mut self, sent_path: Vec<u8>, entry: TarEntry) -> Result<()> {
@@ -196,15 +209,10 @@ fn not_there_earlier(path: &TreePath) -> Error {
 
 /// A tree's entry with the attributes that the server sent.
 pub(crate) fn tree_entry(path: TreePath, kind: EntryKind, entry: &TarEntry) -> TreeEntry {
-    let mode = match (&kind, &entry.kind) {
-        // What became a folder has the mode of a link.
-        (EntryKind::Directory, TarKind::Symlink(_)) => 0o700,
-        _ => entry.mode,
-    };
     TreeEntry {
         path,
         kind,
-        mode,
+        mode: entry.mode,
         uid: entry.uid,
         gid: entry.gid,
         user: entry.user.clone(),

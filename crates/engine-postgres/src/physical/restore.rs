@@ -13,7 +13,6 @@ use super::{Physical, PhysicalDetails, verify};
 impl Physical {
     /// What [`restore_into`](Self::restore_into) would do.
     pub(crate) fn plan_into(
-        &self,
         from: &BackupReader,
         details: &PhysicalDetails,
         to: &RestoreTarget,
@@ -35,7 +34,6 @@ impl Physical {
 
     /// Writes everything below `folder`, the cluster by `layout`.
     pub(crate) async fn restore_into(
-        &self,
         cx: &RunContext,
         from: &BackupReader,
         details: &PhysicalDetails,
@@ -51,7 +49,7 @@ impl Physical {
     }
 
     /// Checks the base backup of a snapshot; `None` when it has none.
-    pub(crate) async fn verify(&self, cx: &RunContext, from: &BackupReader) -> Result<Option<VerifyReport>> {
+    pub(crate) async fn verify(cx: &RunContext, from: &BackupReader) -> Result<Option<VerifyReport>> {
         let Some(details) = PhysicalDetails::of(from.record())? else { return Ok(None) };
         let mut report = VerifyReport::default();
         verify::verify(cx, from, &details, &mut report).await?;

@@ -129,9 +129,9 @@ impl BaseBackup {
     async fn preamble(connection: &mut Connection, wanted: Wanted<'_>) -> Result<(Lsn, u32, Vec<SentTablespace>)> {
         connection.begin(&wanted.command()).await?;
         let (start, timeline) = position(&rows(connection.answer().await?)?)?;
-        let tablespaces = rows(connection.answer().await?)?.into_iter().map(tablespace).collect::<Result<Vec<_>>>()?;
+        let tablespaces = rows(connection.answer().await?)?.iter().map(tablespace).collect::<Result<Vec<_>>>()?;
         if wanted.major >= ONE_COPY {
-            copy(connection.answer().await?)?;
+            copy(&connection.answer().await?)?;
         }
         Ok((start, timeline, tablespaces))
     }
@@ -157,7 +157,7 @@ impl BaseBackup {
                     None => self.state = State::After,
                 },
                 State::Before(number) => {
-                    copy(self.connection.answer().await?)?;
+                    copy(&self.connection.answer().await?)?;
                     self.state = State::Within(number);
                     return Ok(match self.tablespaces.get(number) {
                         Some(tablespace) => Event::Archive { oid: tablespace.oid },
@@ -238,7 +238,7 @@ fn rows(answer: Answer) -> Result<Vec<Row>> {
     }
 }
 
-fn copy(answer: Answer) -> Result<()> {
+fn copy(answer: &Answer) -> Result<()> {
     match answer {
         Answer::CopyOut => Ok(()),
         _ => Err(misunderstood("data is missing")),
@@ -255,13 +255,13 @@ fn position(rows: &[Row]) -> Result<(Lsn, u32)> {
     cell(row, 0).zip(cell(row, 1)).ok_or_else(|| misunderstood("a position is no position"))
 }
 
-fn tablespace(row: Row) -> Result<SentTablespace> {
+fn tablespace(row: &Row) -> Result<SentTablespace> {
     let oid = match row.first() {
         Some(None) => None,
-        _ => Some(cell(&row, 0).ok_or_else(|| misunderstood("a tablespace has no number"))?),
+        _ => Some(cell(row, 0).ok_or_else(|| misunderstood("a tablespace has no number"))?),
     };
     let location = row.get(1).cloned().flatten().map(|text| String::from_utf8_lossy(&text).into_owned());
-    let bytes = cell::<u64>(&row, 2).unwrap_or_default().saturating_mul(1024);
+    let bytes = cell::<u64>(row, 2).unwrap_or_default().saturating_mul(1024);
     Ok(SentTablespace { oid, location: location.unwrap_or_default(), bytes })
 }
 

@@ -208,7 +208,7 @@ enum Why {
 enum Ended {
     Cancelled,
     /// The server goes on with another timeline, from there.
-    Switched(Connection, WalSegment),
+    Switched(Box<Connection>, WalSegment),
     /// The server stops.
     Closed,
 }
@@ -218,12 +218,13 @@ impl Session<'_> {
         let (mut connection, mut begin) = (connection, begin);
         loop {
             let from = begin.start(self.size);
+            self.cx.step(format!("archiving the log from {from} on, timeline {}", begin.timeline));
             let slot = Some(self.receiver.options.slot.as_str());
             let streamed = match WalStream::start(connection, slot, from, begin.timeline).await {
                 Ok(Started::Streaming(stream)) => self.stream(stream, begin).await,
                 Ok(Started::Ended(connection, Some(next))) => {
                     let segment = WalSegment::containing(next.timeline, next.start, self.size);
-                    Ok(Ended::Switched(connection, segment))
+                    Ok(Ended::Switched(Box::new(connection), segment))
                 }
                 Ok(Started::Ended(_, None)) => Ok(Ended::Closed),
                 Err(error) => Err(error),
@@ -241,7 +242,7 @@ impl Session<'_> {
             match ended {
                 Ended::Cancelled | Ended::Closed => return Ok(()),
                 Ended::Switched(back, next) => {
-                    connection = back;
+                    connection = *back;
                     timelines::archive_history(&mut connection, self.log, next.timeline).await?;
                     self.cx.warn(format!("the server went over to timeline {}", next.timeline));
                     begin = next;
@@ -301,7 +302,7 @@ impl Session<'_> {
         }
         let (connection, next) = stream.finish().await?;
         let Some(next) = next else { return Ok(Ended::Closed) };
-        Ok(Ended::Switched(connection, WalSegment::containing(next.timeline, next.start, self.size)))
+        Ok(Ended::Switched(Box::new(connection), WalSegment::containing(next.timeline, next.start, self.size)))
     }
 
     /// Archives everything that was received.

@@ -162,11 +162,6 @@ impl Connection {
         }
     }
 
-    /// The server that this is a session with.
-    pub(crate) fn server(&self) -> &Server {
-        &self.server
-    }
-
     /// The server's version.
     ///
     /// # Errors

@@ -68,7 +68,7 @@ impl ServerError {
         let say = |text: &str| Some(text.replace("{user}", user));
         match self.code.as_str() {
             "28P01" => (ErrorKind::PermissionDenied, say("check the `password` of the role `{user}` in the plan")),
-            "28000" => (ErrorKind::PermissionDenied, self.entrance(user)),
+            "28000" => (ErrorKind::PermissionDenied, Some(self.entrance(user))),
             "42501" => (
                 ErrorKind::PermissionDenied,
                 say(
@@ -103,10 +103,10 @@ impl ServerError {
     }
 
     /// The remedy when the server does not let us in: one SQLSTATE for all reasons.
-    fn entrance(&self, user: &str) -> Option<String> {
+    fn entrance(&self, user: &str) -> String {
         let text = &self.message;
         let replication = text.contains("replication");
-        Some(if text.contains("no pg_hba.conf entry") || text.contains("pg_hba.conf rejects") {
+        if text.contains("no pg_hba.conf entry") || text.contains("pg_hba.conf rejects") {
             if replication {
                 format!(
                     "let the role into pg_hba.conf for replication (`all` does not include it), for example \
@@ -127,7 +127,7 @@ impl ServerError {
             "the server wants a client certificate: name `sslcert` and `sslkey` in the plan's `url`".to_owned()
         } else {
             format!("what pg_hba.conf asks for, the role `{user}` does not bring")
-        })
+        }
     }
 }
 

@@ -179,10 +179,6 @@ impl Body {
     pub(crate) fn bytes(&mut self, count: usize) -> Result<Bytes> {
         if count > self.0.len() { Err(garbled()) } else { Ok(self.0.split_to(count)) }
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// A message that is not of the form that the manual describes.

@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn modes_mean_what_libpq_says() {
-        let cases: [(&[(&str, &str)], SslMode, Verification); 7] = [
+        type Case = (&'static [(&'static str, &'static str)], SslMode, Verification);
+        let cases: [Case; 7] = [
             (&[], SslMode::Prefer, Verification::None),
             (&[("sslmode", "disable")], SslMode::Disable, Verification::None),
             (&[("sslmode", "require")], SslMode::Require, Verification::None),

@@ -5,6 +5,7 @@ mod backup;
 mod conformance;
 mod drill;
 mod faults;
+mod increments;
 mod physical;
 mod restore;
 mod support;

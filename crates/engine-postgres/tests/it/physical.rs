@@ -148,12 +148,12 @@ async fn a_role_for_backups_can_do_this_and_nothing_else() {
     std::fs::write(&secret, "hunter2-of-the-role").unwrap();
     // What `stackward init` writes.
     for (statement, _) in engine_postgres::BACKUP_ROLE {
-        server.sql("postgres", &statement.replace('…', "hunter2-of-the-role"));
+        let method = "set password_encryption = 'scram-sha-256'; ".to_owned();
+        server.sql("postgres", &(method + &statement.replace('…', "hunter2-of-the-role")));
     }
     server.set_hba(
         "local all postgres trust\nlocal replication stackward scram-sha-256\nlocal postgres stackward scram-sha-256\n",
     );
-    while server.sql("postgres", "select count(*) from pg_hba_file_rules") != "3" {}
     let role = format!("{PHYSICAL}, user: stackward, password: {{ file: {} }}", secret.path().display());
     let engine = engine(&server, &role);
     let preflight = engine.source.preflight(&context()).await.unwrap();
@@ -164,8 +164,11 @@ async fn a_role_for_backups_can_do_this_and_nothing_else() {
     assert!(saved.record().artifact(&config).is_some());
     let denied = server.try_sql("postgres", "set role stackward; select * from pgbench_accounts").unwrap_err();
     assert!(denied.contains("permission denied"), "{denied}");
-    let denied = server.try_sql("postgres", "set role stackward; create table mine ()").unwrap_err();
-    assert!(denied.contains("permission denied"), "{denied}");
+    // Before 15 everybody may create tables.
+    if server.major() >= 15 {
+        let denied = server.try_sql("postgres", "set role stackward; create table mine ()").unwrap_err();
+        assert!(denied.contains("permission denied"), "{denied}");
+    }
     let manifest = serde_json::to_string(&saved.manifest).unwrap();
     assert!(!manifest.contains("hunter2") && !format!("{:?}", saved.recorder.events()).contains("hunter2"));
 }
@@ -178,7 +181,6 @@ async fn what_stands_in_the_way_is_told_with_the_remedy() {
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
     assert!(error.remedy().unwrap().contains("ALTER ROLE plain REPLICATION"), "{error:?}");
     server.set_hba("local all all trust\n");
-    while server.sql("postgres", "select count(*) from pg_hba_file_rules") != "1" {}
     let error = fails(&server, &format!("{PHYSICAL}, user: backup")).await;
     assert!(error.remedy().unwrap().contains("pg_hba.conf"), "{error:?}");
     drop(server);

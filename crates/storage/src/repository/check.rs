@@ -20,6 +20,8 @@ use super::load::PARALLEL;
 use super::read::{ExtentWalker, ListingReader};
 use super::{Repository, index};
 
+mod page_maps;
+
 /// So many damaged files of a tree are named.
 const NAMED_FILES: usize = 20;
 
@@ -168,6 +170,7 @@ impl Checker<'_> {
             for artifact in &source.artifacts {
                 self.cx.check_cancelled()?;
                 self.check_artifact(&manifest, source, artifact).await?;
+                self.check_page_map(&manifest, source, artifact).await?;
             }
         }
         Ok(())
@@ -278,22 +281,24 @@ impl Checker<'_> {
     }
 
     fn check_extent(&mut self, extent: &Extent, hurt: &Hurt) -> bool {
-        if extent.chunk == ChunkId::HOLE {
-            return false;
-        }
-        let located = {
-            let index = index::read(&self.repository.index);
-            index.get(&extent.chunk).map(|location| index.pack(location.pack).hash)
-        };
-        let (object, problem) = match located {
-            None => (layout::INDEX.to_owned(), "no index object lists a chunk that is needed".to_owned()),
-            Some(hash) => match self.bad.get(&hash) {
-                None => return false,
-                Some(blame) => (blame.object.clone(), blame.problem.clone()),
-            },
-        };
+        let Some(Blame { object, problem }) = self.blame(extent) else { return false };
         self.hurt(object, problem, hurt.clone());
         true
+    }
+
+    /// The object because of which an extent cannot be read.
+    fn blame(&self, extent: &Extent) -> Option<Blame> {
+        if extent.chunk == ChunkId::HOLE {
+            return None;
+        }
+        let index = index::read(&self.repository.index);
+        let mut places = index.places(&extent.chunk).map(|place| self.bad.get(&index.pack(place.pack).hash));
+        let Some(first) = places.next() else {
+            let problem = "no index object lists a chunk that is needed".to_owned();
+            return Some(Blame { object: layout::INDEX.to_owned(), problem });
+        };
+        // A chunk that is whole in another pack hurts nobody.
+        first.filter(|_| places.all(|blame| blame.is_some())).cloned()
     }
 
     fn hurt(&mut self, object: String, problem: String, hurt: Hurt) {

@@ -1,8 +1,7 @@
-//! Cuts a stream into chunks, at boundaries that its content decides (FastCDC) or, for database files, at fixed ones.
+//! Cuts a stream into chunks, at boundaries that its content decides (FastCDC).
 //!
 //! Invariant: the boundaries depend on the content alone, never on how it arrived in pieces.
 
-use backup_core::sink::ChunkHint;
 use bytes::{Bytes, BytesMut};
 use fastcdc::v2020::FastCDC;
 
@@ -28,9 +27,6 @@ const LISTING: Sizes = Sizes { min: 16 * KIB, average: 64 * KIB, max: 256 * KIB 
 const SMALL_UNTIL: u64 = 8 * MIB as u64;
 const MEDIUM_UNTIL: u64 = 64 * MIB as u64;
 
-/// The chunk of a database file: several pages, aligned, so that a changed page changes one chunk.
-const PAGES_CHUNK: usize = 64 * KIB;
-
 /// No chunk is larger than this, by the format; we cut at half of it, because what waits for a worker costs memory.
 pub(super) const MAX_CHUNK: usize = 4 * MIB;
 
@@ -41,33 +37,16 @@ pub(super) enum Cut {
     Stream,
     /// A file of a tree.
     File,
-    /// Pages of a database file.
-    Pages,
     /// A listing of our own.
     Listing,
 }
 
 impl Cut {
-    pub(super) fn of_stream(hint: ChunkHint) -> Self {
-        match hint {
-            ChunkHint::Stream => Self::Stream,
-            ChunkHint::Pages(_) => Self::Pages,
-        }
-    }
-
-    pub(super) fn of_file(hint: ChunkHint) -> Self {
-        match hint {
-            ChunkHint::Stream => Self::File,
-            ChunkHint::Pages(_) => Self::Pages,
-        }
-    }
-
     fn sizes(self, position: u64) -> Sizes {
         match self {
             Self::Stream if position < SMALL_UNTIL => SMALL,
             Self::Stream if position < MEDIUM_UNTIL => MEDIUM,
             Self::Stream | Self::File => LARGE,
-            Self::Pages => Sizes { min: PAGES_CHUNK, average: PAGES_CHUNK, max: PAGES_CHUNK },
             Self::Listing => LISTING,
         }
     }
@@ -162,7 +141,7 @@ mod tests {
     #[test]
     fn boundaries_do_not_depend_on_how_the_content_arrives() {
         let content = content(20 * MIB, 1);
-        for kind in [Cut::Stream, Cut::File, Cut::Pages, Cut::Listing] {
+        for kind in [Cut::Stream, Cut::File, Cut::Listing] {
             let whole = cut(kind, &content, content.len());
             for piece in [1_000, 65_536, MIB, 5 * MIB + 1] {
                 assert_eq!(cut(kind, &content, piece), whole, "{kind:?} in pieces of {piece}");
@@ -178,11 +157,6 @@ mod tests {
         let (before, after) = (cut(Cut::File, &before, MIB), cut(Cut::File, &after, MIB));
         let common = before.iter().rev().zip(after.iter().rev()).take_while(|(a, b)| a == b).count();
         assert!(before.len() - common < 10, "{} of {} chunks kept", common, before.len());
-    }
-
-    #[test]
-    fn pages_are_aligned() {
-        assert_eq!(cut(Cut::Pages, &content(200_000, 3), 10_000), [65_536, 65_536, 65_536, 3_392]);
     }
 
     #[test]

@@ -26,6 +26,14 @@ pub(super) struct Extent {
     pub(super) length: u64,
 }
 
+impl Extent {
+    /// Whether `next` is the piece of the same chunk, or hole, that follows this one.
+    pub(super) fn continues_with(&self, next: &Self) -> bool {
+        self.chunk == next.chunk
+            && (self.chunk == ChunkId::HOLE || u64::from(self.offset) + self.length == u64::from(next.offset))
+    }
+}
+
 /// The content of a stream or a file. With a depth above zero, the extents hold an encoded list of further extents.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct ContentList {

@@ -41,13 +41,13 @@ pub(super) fn derive(context: &str, material: &[&[u8]]) -> Key {
     Zeroizing::new(*hasher.finalize().as_bytes())
 }
 
-fn aead(key: &[u8; KEY_BYTES]) -> Result<LessSafeKey> {
+pub(super) fn aead(key: &[u8; KEY_BYTES]) -> Result<LessSafeKey> {
     let unbound = UnboundKey::new(&AES_256_GCM, key)
         .map_err(|_| Error::new(ErrorKind::Internal, "a key has the wrong length"))?;
     Ok(LessSafeKey::new(unbound))
 }
 
-fn nonce(counter: u64) -> Nonce {
+pub(super) fn nonce(counter: u64) -> Nonce {
     let mut bytes = [0u8; NONCE_LEN];
     bytes[NONCE_LEN - COUNTER_BYTES..].copy_from_slice(&counter.to_le_bytes());
     Nonce::assume_unique_for_key(bytes)

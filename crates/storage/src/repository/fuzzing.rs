@@ -2,14 +2,15 @@
 //!
 //! Seals are left out: whoever can make them valid holds the keys, and these parsers must bear even that.
 
-use backup_core::tree::TreeEntry;
+use backup_core::tree::{TreeEntry, TreePath};
 
 use super::codec::Decoder;
 use super::content::ContentList;
 use super::entry::{put_entry, read_entry};
 use super::index::{self, Index};
 use super::layout::object_hash;
-use super::pack::{self, FOOTER_BYTES, HEADER_BYTES, PackInfo};
+use super::pack::{self, FOOTER_BYTES, PackInfo};
+use super::page_map::{HEADER_BYTES, put_header, put_map, read_header, read_map};
 
 /// An index object's document.
 pub(crate) fn index(plain: &[u8]) -> bool {
@@ -45,7 +46,7 @@ fn read_pack(object: &[u8]) -> Option<(PackInfo, &[u8])> {
     let length = pack::read_footer(footer, object.len() as u64).ok()? as usize;
     let (before, table) = body.split_at(body.len() - length);
     let mut decoder = Decoder::new(table);
-    let entries = pack::read_entries(&mut decoder, (before.len() - HEADER_BYTES) as u64).ok()?;
+    let entries = pack::read_entries(&mut decoder, (before.len() - pack::HEADER_BYTES) as u64).ok()?;
     decoder.finish().ok()?;
     Some((PackInfo { hash: object_hash(object), size: object.len() as u64, session, class, entries }, table))
 }
@@ -55,7 +56,10 @@ fn assert_inside(index: &Index, pack: &PackInfo) {
     for entry in &pack.entries {
         let Some(location) = index.get(&entry.id) else { panic!("an added chunk is found") };
         let end = u64::from(location.offset) + u64::from(location.stored);
-        assert!(location.offset as usize >= HEADER_BYTES && end <= index.pack(location.pack).size, "{location:?}");
+        assert!(
+            location.offset as usize >= pack::HEADER_BYTES && end <= index.pack(location.pack).size,
+            "{location:?}"
+        );
     }
 }
 
@@ -74,6 +78,25 @@ pub(crate) fn entries(listing: &[u8]) -> bool {
     true
 }
 
+/// A page map: its header, and records, one after another.
+pub(crate) fn page_map(map: &[u8]) -> bool {
+    let Some((header, records)) = map.split_at_checked(HEADER_BYTES) else { return false };
+    let Ok(key) = read_header(header) else { return false };
+    let mut again = Vec::new();
+    put_header(&mut again, &key);
+    assert_eq!(again, header, "a header has one encoding");
+    let mut records = Decoder::new(records);
+    while !records.is_empty() {
+        let Some((path, map)) = records.bytes().ok().and_then(|body| read_map(body).ok()) else { return false };
+        let mut record = Vec::new();
+        put_map(&mut record, &path, &map);
+        let again = Decoder::new(&record).bytes().ok().and_then(|body| read_map(body).ok());
+        assert_safe_path(&path);
+        assert_eq!(again, Some((path, map)));
+    }
+    true
+}
+
 fn read(body: &[u8]) -> Option<(TreeEntry, ContentList)> {
     read_entry(body).ok()
 }
@@ -85,18 +108,23 @@ pub(crate) fn assert_safe(entry: &TreeEntry) {
         _ => None,
     };
     for path in std::iter::once(&entry.path).chain(link) {
-        let plain = |component: std::path::Component<'_>| matches!(component, std::path::Component::Normal(_));
-        assert!(path.as_path().components().all(plain), "{path:?}");
+        assert_safe_path(path);
     }
+}
+
+fn assert_safe_path(path: &TreePath) {
+    let plain = |component: std::path::Component<'_>| matches!(component, std::path::Component::Normal(_));
+    assert!(path.as_path().components().all(plain), "{path:?}");
 }
 
 #[cfg(test)]
 mod tests {
-    use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreePath};
+    use backup_core::tree::{EntryKind, FileIdentity, FileTime};
 
     use super::super::content::{ChunkId, Extent};
     use super::super::crypto::SessionId;
     use super::super::pack::{Class, PackEntry};
+    use super::super::page_map::{Hashes, PageMap};
     use super::*;
     use crate::fuzzing::tests::assert_seeds;
 
@@ -135,6 +163,28 @@ mod tests {
         };
         let seeds = [("content", object(Class::Content, 3)), ("meta", object(Class::Meta, 1))];
         assert_seeds("pack_header", &seeds, pack);
+    }
+
+    #[test]
+    fn page_map_seeds() {
+        let header = [&b"SWPM"[..], &[1, 0, 0, 0], &[0x5A; 32]].concat();
+        let with = |maps: &[(&str, PageMap)]| {
+            let mut out = header.clone();
+            for (path, map) in maps {
+                put_map(&mut out, &TreePath::new(*path).unwrap(), map);
+            }
+            out
+        };
+        let extents = vec![Extent { chunk: ChunkId([5; 32]), offset: 0, length: 8192 }];
+        let inline = PageMap { page_bytes: 8192, size: 20_000, hashes: Hashes::Inline((0..48).collect()) };
+        let listed =
+            PageMap { page_bytes: 4096, size: 512 * 4096, hashes: Hashes::Listed(ContentList { depth: 1, extents }) };
+        let seeds = [
+            ("empty", header.clone()),
+            ("stream", with(&[("", inline.clone())])),
+            ("tree", with(&[("base/1", inline), ("base/2", listed)])),
+        ];
+        assert_seeds("page_map", &seeds, page_map);
     }
 
     #[test]

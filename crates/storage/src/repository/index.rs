@@ -3,6 +3,7 @@
 //! Invariant: an index object is written after the packs that it lists are durable.
 //! Memory: about 70 bytes a chunk, so 70 MB for a terabyte of distinct content.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -74,6 +75,8 @@ pub(super) type IdSet = HashSet<ChunkId, BuildIdHasher>;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     chunks: HashMap<ChunkId, Location, BuildIdHasher>,
+    /// The other places of chunks that are in several packs: two runs stored them at once, or one was lost and healed.
+    others: HashMap<ChunkId, Vec<Location>, BuildIdHasher>,
     packs: Vec<PackHead>,
     known: HashSet<ObjectHash>,
 }
@@ -94,6 +97,11 @@ pub(super) fn write(index: &SharedIndex) -> RwLockWriteGuard<'_, Index> {
 impl Index {
     pub(super) fn get(&self, id: &ChunkId) -> Option<Location> {
         self.chunks.get(id).copied()
+    }
+
+    /// All places of a chunk.
+    pub(super) fn places(&self, id: &ChunkId) -> impl Iterator<Item = Location> {
+        self.get(id).into_iter().chain(self.others.get(id).into_iter().flatten().copied())
     }
 
     pub(super) fn contains(&self, id: &ChunkId) -> bool {
@@ -120,10 +128,21 @@ impl Index {
             return;
         }
         let usable: Vec<bool> = packs.iter().map(whole).collect();
-        self.chunks.retain(|_, location| usable[location.pack as usize]);
+        let is_usable = |location: &Location| usable[location.pack as usize];
+        for places in self.others.values_mut() {
+            places.retain(is_usable);
+        }
+        let others = &mut self.others;
+        self.chunks.retain(|id, location| {
+            if !is_usable(location) {
+                let Some(other) = others.get_mut(id).and_then(Vec::pop) else { return false };
+                *location = other;
+            }
+            true
+        });
     }
 
-    /// Adds a pack; a chunk that is in several packs is read from the first.
+    /// Adds a pack; a chunk that is in several packs is read from the first that can be read.
     pub(super) fn add(&mut self, pack: &PackInfo) {
         if !self.known.insert(pack.hash) {
             return;
@@ -134,7 +153,10 @@ impl Index {
         let mut offset = HEADER_BYTES as u32;
         for PackEntry { id, stored, raw } in &pack.entries {
             let location = Location { pack: number, offset, stored: *stored, raw: *raw };
-            self.chunks.entry(*id).or_insert(location);
+            match self.chunks.entry(*id) {
+                Entry::Vacant(free) => drop(free.insert(location)),
+                Entry::Occupied(_) => self.others.entry(*id).or_default().push(location),
+            }
             offset += stored;
         }
     }
@@ -241,6 +263,21 @@ mod tests {
         assert_eq!(index.get(&ChunkId([99; 32])).unwrap().pack, 0);
         assert_eq!(index.get(&ChunkId([2; 32])).unwrap().offset, HEADER_BYTES as u32);
         assert!(!index.get(&ChunkId([2; 32])).unwrap().is_compressed());
+    }
+
+    #[test]
+    fn a_chunk_that_is_left_in_another_pack_is_found_there() {
+        let mut index = Index::default();
+        for number in 1..=3 {
+            index.add(&pack(number));
+        }
+        let packs = |index: &Index| index.places(&ChunkId([99; 32])).map(|place| place.pack).collect::<Vec<_>>();
+        assert_eq!(packs(&index), [0, 1, 2]);
+        index.forget_missing(&HashMap::from([([3; 32], 200), ([2; 32], 199)]));
+        assert_eq!(packs(&index), [2], "one is missing, one is cut");
+        assert!(!index.contains(&ChunkId([1; 32])) && index.contains(&ChunkId([3; 32])));
+        index.forget_missing(&HashMap::new());
+        assert!(packs(&index).is_empty());
     }
 
     proptest::proptest! {

@@ -8,6 +8,8 @@ mod decoded;
 mod listing;
 mod records;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -17,7 +19,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 
 use super::chunker::MAX_CHUNK;
-use super::content::ChunkId;
+use super::content::{ChunkId, Extent};
 use super::crypto::Key;
 use super::index::{self, Location, PackHead, SharedIndex};
 use super::load::IndexLoader;
@@ -25,9 +27,9 @@ use super::pack::Class;
 use super::store::Store;
 use blocks::BlockCache;
 pub(super) use content::{ContentReader, ExtentWalker};
-use decoded::DecodedCache;
+use decoded::{Cell, DecodedCache};
 pub(super) use listing::ListingReader;
-pub(super) use records::RecordIndex;
+pub(super) use records::{MapReader, RecordIndex};
 pub(super) use sessions::{KeySource, Sessions, needs_identity, open_keys};
 
 /// Reads chunks of one repository.
@@ -38,6 +40,8 @@ pub(super) struct ChunkReader {
     decoded: DecodedCache,
     sessions: Arc<Sessions>,
     id_key: Key,
+    #[cfg(test)]
+    decodes: std::sync::atomic::AtomicUsize,
 }
 
 thread_local! {
@@ -52,7 +56,16 @@ impl ChunkReader {
         sessions: Arc<Sessions>,
         id_key: Key,
     ) -> Self {
-        Self { index, loader, blocks: BlockCache::new(store), decoded: DecodedCache::default(), sessions, id_key }
+        Self {
+            index,
+            loader,
+            blocks: BlockCache::new(store),
+            decoded: DecodedCache::default(),
+            sessions,
+            id_key,
+            #[cfg(test)]
+            decodes: std::sync::atomic::AtomicUsize::new(0),
+        }
     }
 
     /// Where a chunk is, when the repository has it.
@@ -60,31 +73,52 @@ impl ChunkReader {
         index::read(&self.index).get(id)
     }
 
-    fn locate_pack(&self, id: &ChunkId) -> Option<(Location, PackHead)> {
+    fn places(&self, id: &ChunkId) -> Vec<(Location, PackHead)> {
         let index = index::read(&self.index);
-        index.get(id).map(|location| (location, index.pack(location.pack).clone()))
+        index.places(id).map(|location| (location, index.pack(location.pack).clone())).collect()
     }
 
-    /// The plain bytes of a chunk of which parts are wanted again and again: it is decoded once, while it is in use.
-    pub(super) async fn shared(&self, id: ChunkId) -> Result<Bytes> {
+    /// Where a chunk of which this is only a part is decoded once for all who want parts of it; `None` for a whole chunk.
+    fn cell_of_part(&self, extent: &Extent) -> Option<Cell> {
+        let raw = self.locate(&extent.chunk)?.raw;
+        (extent.length < u64::from(raw)).then(|| self.decoded.cell(extent.chunk, raw as usize))
+    }
+
+    /// The plain bytes of a chunk that is wanted again and again.
+    async fn shared(&self, id: ChunkId) -> Result<Bytes> {
         let weight = self.locate(&id).map_or(MAX_CHUNK, |location| location.raw as usize);
         let cell = self.decoded.cell(id, weight);
         cell.get_or_try_init(|| self.chunk(id)).await.cloned()
     }
 
-    /// The plain bytes of a chunk.
+    /// The plain bytes of a chunk. One that is in several packs is read from the first that is whole.
     pub(super) async fn chunk(&self, id: ChunkId) -> Result<Bytes> {
-        let mut located = self.locate_pack(&id);
-        if located.is_none() {
+        let mut places = self.places(&id);
+        if places.is_empty() {
             self.loader.mend().await?;
-            located = self.locate_pack(&id);
+            places = self.places(&id);
         }
-        let Some((location, pack)) = located else {
-            return Err(Error::new(ErrorKind::Damaged, format!("the repository has no chunk {}", hex::encode(id.0)))
-                .hint("`stackward verify --depth manifest` tells what else is hurt"));
-        };
+        let mut failure = None;
+        for (location, pack) in places {
+            match self.read(id, &location, &pack).await {
+                Ok(data) => return Ok(data),
+                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                    failure.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            Error::new(ErrorKind::Damaged, format!("the repository has no chunk {}", hex::encode(id.0)))
+                .hint("`stackward verify --depth manifest` tells what else is hurt")
+        }))
+    }
+
+    async fn read(&self, id: ChunkId, location: &Location, pack: &PackHead) -> Result<Bytes> {
+        #[cfg(test)]
+        self.decodes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let keys = self.sessions.get(pack.session).await?;
-        let mut frame = self.blocks.frame(&pack, &location).await?;
+        let mut frame = self.blocks.frame(pack, location).await?;
         let in_pack = |error: Error| error.with("pack", hex::encode(pack.hash));
         let (opener, id_key) = match pack.class {
             Class::Content => (keys.content()?, &self.id_key),

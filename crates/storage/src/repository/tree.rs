@@ -6,49 +6,62 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use backup_core::error::Result;
-use backup_core::sink::{ChunkHint, FileSink, Stored, TreeOrder, TreeSink, nothing_to_keep};
+use backup_core::sink::{ChunkHint, FileSink, Stored, TreeOrder, TreeSink};
 use backup_core::tree::{TreeEntry, TreePath};
 use bytes::{Bytes, BytesMut};
 
 use super::chunker::Cut;
-use super::content::{ContentList, Extent};
-use super::earlier::{EarlierContent, EarlierTree, ExtentCursor};
+use super::content::ContentList;
+use super::earlier::{EarlierContent, EarlierTree};
 use super::entry::put_entry;
+use super::file::RepositoryFile;
 use super::pack::Class;
+use super::page_map::{PageMap, put_header, put_map};
+use super::pages::PageSetup;
 use super::pipeline::{Pipeline, Tally};
 use super::sorter::{Sortable, Sorter};
 use super::stream::ChunkWriter;
 use crate::blocking;
-use crate::ordered::{Ordered, Place};
+use crate::ordered::Ordered;
 
 /// Records are handed to the chunker in batches of about this size.
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// An entry, and where its content is.
-type Listed = (Box<TreeEntry>, ContentList);
+/// An entry, and where its content and its pages' hashes are.
+pub(super) struct Listed {
+    pub(super) entry: Box<TreeEntry>,
+    pub(super) content: ContentList,
+    pub(super) map: Option<PageMap>,
+}
 
 /// A tree artifact in a repository.
 pub(super) struct RepositoryTree {
-    pipeline: Arc<Pipeline>,
-    tally: Arc<Tally>,
-    listing: ChunkWriter,
+    setup: PageSetup,
+    listing: Records,
+    maps: Records,
+    /// Whether the page map has anything in it.
+    is_mapped: bool,
     order: Ordered<Listed>,
     /// For entries that come in any order; taken while it writes to its temporary file.
     sorter: Option<Sorter>,
-    batch: BytesMut,
     bytes: u64,
     earlier: Option<EarlierTree>,
 }
 
 impl RepositoryTree {
-    pub(super) fn new(pipeline: Arc<Pipeline>, order: &TreeOrder, earlier: Option<EarlierTree>) -> Self {
-        let tally = Arc::<Tally>::default();
-        let listing = ChunkWriter::new(Arc::clone(&pipeline), Arc::clone(&tally), Class::Meta, Cut::Listing);
+    pub(super) fn new(setup: PageSetup, order: &TreeOrder, earlier: Option<EarlierTree>) -> Self {
         let sorter = match order {
             TreeOrder::ByPath => None,
             TreeOrder::Any { scratch } => Some(Sorter::new(scratch)),
         };
-        Self { pipeline, tally, listing, order: Ordered::new(), sorter, batch: BytesMut::new(), bytes: 0, earlier }
+        let (listing, maps) = (Records::new(&setup), Records::new(&setup));
+        Self { setup, listing, maps, is_mapped: false, order: Ordered::new(), sorter, bytes: 0, earlier }
+    }
+
+    async fn find_earlier(&mut self, path: &TreePath) -> Option<(TreeEntry, EarlierContent)> {
+        let earlier = self.earlier.as_mut()?;
+        let file = earlier.find(path).await?;
+        Some((file.entry.clone(), earlier.start(file)))
     }
 
     /// Makes room for what waits, by writing what is complete.
@@ -63,20 +76,21 @@ impl RepositoryTree {
 
     /// Writes the records of all entries at the front that are complete.
     async fn advance(&mut self) -> Result<()> {
-        while let Some((entry, content)) = self.order.next_ready()? {
-            self.record(&entry, &content).await?;
+        while let Some(listed) = self.order.next_ready()? {
+            self.record(listed).await?;
         }
         Ok(())
     }
 
-    async fn record(&mut self, entry: &TreeEntry, content: &ContentList) -> Result<()> {
-        let mut listed = Vec::new();
-        put_entry(&mut listed, entry, content);
-        let Some(sorter) = &mut self.sorter else {
-            self.bytes += entry.size();
-            return self.list(&listed).await;
-        };
-        let record = Sortable { path: entry.path.clone(), size: entry.size(), listed, mapped: Vec::new() };
+    async fn record(&mut self, item: Listed) -> Result<()> {
+        let Listed { entry, content, map } = item;
+        let (mut listed, mut mapped) = (Vec::new(), Vec::new());
+        put_entry(&mut listed, &entry, &content);
+        if let Some(map) = map {
+            put_map(&mut mapped, &entry.path, &map);
+        }
+        let record = Sortable { size: entry.size(), path: entry.path, listed, mapped };
+        let Some(sorter) = &mut self.sorter else { return self.list(&record).await };
         if sorter.push(record)
             && let Some(full) = self.sorter.take()
         {
@@ -85,11 +99,18 @@ impl RepositoryTree {
         Ok(())
     }
 
-    async fn list(&mut self, record: &[u8]) -> Result<()> {
-        self.batch.extend_from_slice(record);
-        if self.batch.len() >= BATCH_BYTES {
-            let batch = self.batch.split().freeze();
-            self.listing.write(batch).await?;
+    /// Writes the records of the entry whose turn it is.
+    async fn list(&mut self, record: &Sortable) -> Result<()> {
+        self.bytes += record.size;
+        self.listing.push(&record.listed).await?;
+        if !record.mapped.is_empty() {
+            if !self.is_mapped {
+                self.is_mapped = true;
+                let mut header = Vec::new();
+                put_header(&mut header, &self.setup.key);
+                self.maps.push(&header).await?;
+            }
+            self.maps.push(&record.mapped).await?;
         }
         Ok(())
     }
@@ -99,8 +120,7 @@ impl RepositoryTree {
         let Some(sorter) = self.sorter.take() else { return Ok(()) };
         let mut records = sorter.finish()?;
         while let Some(record) = records.next()? {
-            self.bytes += record.size;
-            self.list(&record.listed).await?;
+            self.list(&record).await?;
         }
         Ok(())
     }
@@ -109,126 +129,70 @@ impl RepositoryTree {
 #[async_trait]
 impl TreeSink for RepositoryTree {
     async fn entry(&mut self, entry: TreeEntry) -> Result<()> {
-        self.order.push((Box::new(entry), ContentList::default()));
+        self.order.push(Listed { entry: Box::new(entry), content: ContentList::default(), map: None });
         self.settle().await
     }
 
     async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool> {
-        let Some(earlier) = &mut self.earlier else { return Ok(false) };
-        let Some(file) = earlier.find(&entry.path).await else { return Ok(false) };
-        if !entry.same_file(&file.entry) || !earlier.has_all(&file.content).await {
+        let Some((found, earlier)) = self.find_earlier(&entry.path).await else { return Ok(false) };
+        // Content whose chunks are gone must be read again: this is how damage heals.
+        if !entry.same_file(&found) || !earlier.is_whole().await {
             return Ok(false);
         }
-        self.order.push((Box::new(entry.clone()), file.content));
+        let (content, map) = earlier.into_parts();
+        self.order.push(Listed { entry: Box::new(entry.clone()), content, map });
         self.settle().await?;
         Ok(true)
     }
 
     async fn earlier_length(&mut self, path: &TreePath) -> Result<Option<u64>> {
-        let Some(earlier) = &mut self.earlier else { return Ok(None) };
-        Ok(earlier.find_whole(path).await.map(|file| file.entry.size()))
+        let Some((_, earlier)) = self.find_earlier(path).await else { return Ok(None) };
+        Ok(earlier.is_whole().await.then(|| earlier.length()))
     }
 
     async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<Box<dyn FileSink>> {
-        let earlier = match &mut self.earlier {
-            Some(earlier) => earlier.find(&path).await.map(|file| earlier.start(file)),
-            None => None,
-        };
+        let earlier = self.find_earlier(&path).await.map(|(_, content)| content);
         let place = self.order.reserve(path);
         self.settle().await?;
-        let cut = Cut::of_file(hint);
-        let (pipeline, tally) = (Arc::clone(&self.pipeline), Arc::clone(&self.tally));
-        Ok(Box::new(RepositoryFile { pipeline, tally, cut, earlier, writer: None, cursor: None, position: 0, place }))
+        Ok(Box::new(RepositoryFile::new(self.setup.clone(), hint, earlier, place)))
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Stored> {
         self.advance().await?;
         self.order.finish()?;
         self.list_sorted().await?;
-        let Self { mut listing, batch, tally, bytes, .. } = *self;
-        listing.write(batch.freeze()).await?;
+        let Self { setup, listing, maps, is_mapped, bytes, .. } = *self;
         let content = listing.finish().await?;
-        let stored_bytes = tally.settle().await;
-        Ok(Stored { bytes, stored_bytes, content: content.to_record(), page_map: None })
+        let page_map = if is_mapped { Some(maps.finish().await?.to_record()) } else { None };
+        let stored_bytes = setup.tally.settle().await;
+        Ok(Stored { bytes, stored_bytes, content: content.to_record(), page_map })
     }
 }
 
-/// A file of a tree in a repository.
-struct RepositoryFile {
-    pipeline: Arc<Pipeline>,
-    tally: Arc<Tally>,
-    cut: Cut,
-    earlier: Option<EarlierContent>,
-    writer: Option<ChunkWriter>,
-    cursor: Option<ExtentCursor>,
-    position: u64,
-    place: Place<Listed>,
+/// A stream of records: a listing, a page map.
+struct Records {
+    batch: BytesMut,
+    writer: ChunkWriter,
 }
 
-/// So much is kept at a time: the extents of more would take too much memory.
-const KEEP_BYTES: u64 = 4 * 1024 * 1024;
-
-impl RepositoryFile {
-    fn writer(&mut self) -> &mut ChunkWriter {
-        let (pipeline, tally, cut) = (&self.pipeline, &self.tally, self.cut);
-        self.writer
-            .get_or_insert_with(|| ChunkWriter::new(Arc::clone(pipeline), Arc::clone(tally), Class::Content, cut))
+impl Records {
+    fn new(setup: &PageSetup) -> Self {
+        let (pipeline, tally): (&Arc<Pipeline>, &Arc<Tally>) = (&setup.pipeline, &setup.tally);
+        let writer = ChunkWriter::new(Arc::clone(pipeline), Arc::clone(tally), Class::Meta, Cut::Listing);
+        Self { batch: BytesMut::new(), writer }
     }
 
-    /// The extents that the earlier snapshot has of the next `length` bytes.
-    async fn kept(&mut self, length: u64) -> Result<Vec<Extent>> {
-        let earlier = self.earlier.as_ref().ok_or_else(nothing_to_keep)?;
-        let end =
-            self.position.checked_add(length).filter(|end| *end <= earlier.length()).ok_or_else(nothing_to_keep)?;
-        let cursor = self.cursor.get_or_insert_with(|| earlier.cursor());
-        let mut extents = Vec::new();
-        match cursor.take(self.position, end, &mut extents).await {
-            Ok(true) => Ok(extents),
-            Ok(false) => Err(nothing_to_keep()),
-            Err(error) => Err(nothing_to_keep().caused_by(error)),
+    async fn push(&mut self, record: &[u8]) -> Result<()> {
+        self.batch.extend_from_slice(record);
+        if self.batch.len() < BATCH_BYTES {
+            return Ok(());
         }
-    }
-}
-
-#[async_trait]
-impl FileSink for RepositoryFile {
-    async fn write(&mut self, data: Bytes) -> Result<()> {
-        self.position += data.len() as u64;
-        self.writer().write(data).await
+        let batch: Bytes = self.batch.split().freeze();
+        self.writer.write(batch).await
     }
 
-    async fn hole(&mut self, length: u64) -> Result<()> {
-        self.position += length;
-        self.writer().hole(length).await
-    }
-
-    async fn keep(&mut self, mut length: u64) -> Result<()> {
-        while length > 0 {
-            let count = length.min(KEEP_BYTES);
-            let extents = self.kept(count).await?;
-            self.writer().splice(&extents).await?;
-            self.position += count;
-            length -= count;
-        }
-        Ok(())
-    }
-
-    async fn restart(&mut self) -> Result<()> {
-        (self.writer, self.cursor, self.position) = (None, None, 0);
-        Ok(())
-    }
-
-    async fn finish(mut self: Box<Self>, entry: TreeEntry) -> Result<()> {
-        let content = match self.writer.take() {
-            Some(writer) => writer.finish().await?,
-            None => ContentList::default(),
-        };
-        self.place.fill((Box::new(entry), content));
-        Ok(())
-    }
-
-    async fn abandon(mut self: Box<Self>) -> Result<()> {
-        self.place.abandon();
-        Ok(())
+    async fn finish(mut self) -> Result<ContentList> {
+        self.writer.write(self.batch.freeze()).await?;
+        self.writer.finish().await
     }
 }

@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::manifest::{ArtifactKind, Manifest, SourceRecord};
+use backup_core::manifest::{ArtifactKind, ArtifactRecord, Manifest, SourceRecord};
 use backup_core::sink::{ChunkHint, SnapshotHeader, SnapshotReader, SnapshotWriter, StreamSink, TreeOrder, TreeSink};
 use backup_core::{ArtifactName, SourceName};
 
-use super::chunker::Cut;
 use super::content::ContentList;
 use super::crypto::{SessionId, SessionKeys, random};
-use super::earlier::EarlierTree;
+use super::earlier::{EarlierContent, EarlierMaps, EarlierTree};
 use super::layout;
 use super::pack::Class;
+use super::page_map::{PageKey, page_bytes};
+use super::pages::{Allowance, PageSetup};
 use super::pipeline::{Pipeline, PipelineSetup};
 use super::snapshot::{self, SnapshotKeys};
 use super::stream::RepositoryStream;
@@ -81,32 +82,65 @@ impl RepositoryWriter {
         self.earlier.iter().find(complete)
     }
 
-    /// The tree that it has under this name.
-    fn earlier_tree(&self, source: &SourceName, name: &ArtifactName, order: &TreeOrder) -> Option<EarlierTree> {
-        let record = self.base(source)?.source(source)?.artifact(name)?;
-        let listing = ContentList::from_record(&record.content).ok()?;
-        let chunks = &self.repository.chunks;
-        (record.kind == ArtifactKind::Tree).then(|| match order {
-            TreeOrder::ByPath => EarlierTree::along(chunks, listing),
-            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing),
-        })
+    /// What it has under this name.
+    fn earlier_artifact(
+        &self,
+        source: &SourceName,
+        name: &ArtifactName,
+        kind: ArtifactKind,
+    ) -> Option<&ArtifactRecord> {
+        self.base(source)?.source(source)?.artifact(name).filter(|record| record.kind == kind)
+    }
+
+    /// What the files of an artifact share that continues from `record`, and the page map of that one.
+    async fn pages(&self, record: Option<&ArtifactRecord>) -> Result<(PageSetup, Option<EarlierMaps>)> {
+        let opened = match record {
+            Some(record) => EarlierMaps::open(&self.repository.chunks, record).await,
+            None => None,
+        };
+        let (key, maps) = match opened {
+            Some((key, maps)) => (key, Some(maps)),
+            None => (PageKey::random()?, None),
+        };
+        let setup = PageSetup {
+            pipeline: Arc::clone(&self.pipeline),
+            tally: Arc::default(),
+            key: Arc::new(key),
+            allowance: Arc::new(Allowance::of(record.map_or(0, |record| record.bytes))),
+        };
+        Ok((setup, maps))
     }
 }
 
 #[async_trait]
 impl SnapshotWriter for RepositoryWriter {
-    async fn stream(&self, _: &SourceName, _: &ArtifactName, hint: ChunkHint) -> Result<Box<dyn StreamSink>> {
-        let pipeline = Arc::clone(&self.pipeline);
-        Ok(Box::new(RepositoryStream::new(pipeline, Class::Content, Cut::of_stream(hint))))
+    async fn stream(&self, source: &SourceName, name: &ArtifactName, hint: ChunkHint) -> Result<Box<dyn StreamSink>> {
+        let ChunkHint::Pages(hinted) = hint else {
+            return Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Content)));
+        };
+        let record = self.earlier_artifact(source, name, ArtifactKind::Stream);
+        let (setup, maps) = self.pages(record).await?;
+        let earlier = match (record, maps) {
+            (Some(record), Some(maps)) => EarlierContent::of_stream(&self.repository.chunks, record, maps).await,
+            _ => None,
+        };
+        Ok(Box::new(RepositoryStream::of_pages(setup, page_bytes(hinted), earlier.as_ref())))
     }
 
     async fn memo(&self, _: &SourceName, _: &ArtifactName) -> Result<Box<dyn StreamSink>> {
-        Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Meta, Cut::Stream)))
+        Ok(Box::new(RepositoryStream::new(Arc::clone(&self.pipeline), Class::Meta)))
     }
 
     async fn tree(&self, source: &SourceName, name: &ArtifactName, order: TreeOrder) -> Result<Box<dyn TreeSink>> {
-        let earlier = self.earlier_tree(source, name, &order);
-        Ok(Box::new(RepositoryTree::new(Arc::clone(&self.pipeline), &order, earlier)))
+        let record = self.earlier_artifact(source, name, ArtifactKind::Tree);
+        let (setup, maps) = self.pages(record).await?;
+        let chunks = &self.repository.chunks;
+        let listing = record.and_then(|record| ContentList::from_record(&record.content).ok());
+        let earlier = listing.map(|listing| match order {
+            TreeOrder::ByPath => EarlierTree::along(chunks, listing, maps),
+            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing, maps),
+        });
+        Ok(Box::new(RepositoryTree::new(setup, &order, earlier)))
     }
 
     async fn earlier(&self, source: &SourceName) -> Result<Option<Arc<dyn SnapshotReader>>> {

@@ -117,6 +117,42 @@ pub fn tree_source(sizes: &'static [usize]) -> ScriptedSource {
     })
 }
 
+pub const PAGE: usize = 8192;
+pub const PAGES: ChunkHint = ChunkHint::Pages(PAGE as u32);
+
+/// The content of a database file of `pages` pages, of which every seventh is another one in each version.
+pub fn pages_content(pages: usize, version: u64) -> Vec<u8> {
+    let version_of = |page: usize| if page % 7 == 3 { version } else { 0 };
+    (0..pages).flat_map(|page| noise(PAGE, 1 + page as u64 + 1_000_000 * version_of(page)).to_vec()).collect()
+}
+
+/// A tree of database files with so many pages each, not in the order of their names.
+pub fn pages_source(sizes: &'static [usize], version: u64) -> ScriptedSource {
+    ScriptedSource::new(move |out| {
+        Box::pin(async move {
+            let mut tree = out.tree_in_any_order(name("tree")).await?;
+            for (number, pages) in sizes.iter().enumerate().rev() {
+                let content = pages_content(*pages, version);
+                let entry = file(&format!("f{number:04}"), content.len());
+                let mut writer = tree.file(entry.path.clone(), PAGES).await?;
+                for piece in content.chunks(100_000) {
+                    writer.write(Bytes::copy_from_slice(piece)).await?;
+                }
+                writer.finish(entry).await?;
+            }
+            tree.seal(Evidence::Listing { entries: sizes.len() as u64 }).await.map(drop)
+        })
+    })
+}
+
+pub async fn assert_pages(sink: &dyn Sink, id: &SnapshotId, from: &str, sizes: &[usize], version: u64) {
+    let files = read_tree(sink, id, from).await.unwrap();
+    assert_eq!(files.len(), sizes.len());
+    for ((path, content), pages) in files.iter().zip(sizes) {
+        assert!(*content == pages_content(*pages, version), "{path} of {pages} pages, version {version}");
+    }
+}
+
 pub async fn back_up(sink: &dyn Sink, sources: &[(&str, ScriptedSource)]) -> Result<Manifest> {
     let tasks = sources.iter().map(|(name, source)| source.task(name)).collect();
     run(tasks, sink, &RunOptions::new(PlanName::new("test").unwrap(), "host")).await
@@ -133,8 +169,11 @@ pub async fn read_tree(sink: &dyn Sink, id: &SnapshotId, from: &str) -> Result<V
     while let Some(stored) = tree.next().await? {
         let mut content = Vec::new();
         let mut pieces = stored.content.unwrap().open().await?;
-        while let Some(Piece::Data(data)) = pieces.next().await? {
-            content.extend_from_slice(&data);
+        while let Some(piece) = pieces.next().await? {
+            match piece {
+                Piece::Data(data) => content.extend_from_slice(&data),
+                Piece::Hole(length) => content.resize(content.len() + length as usize, 0),
+            }
         }
         files.push((stored.entry.path.to_string(), content));
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
+use super::contest::median;
 use super::data;
 use super::measure::{Usage, measure};
 use crate::cache::Cache;
@@ -62,7 +63,7 @@ pub(super) fn run(cache: &Cache, arguments: &[String]) -> Result {
     std::fs::remove_dir_all(&work).map_err(|error| error.to_string())
 }
 
-fn build(cache: &Cache) -> Result<PathBuf> {
+pub(super) fn build(cache: &Cache) -> Result<PathBuf> {
     cache.cargo(["build", "--release", "--package", "stackward"]).run()?;
     Ok(cache.target().join("release/stackward"))
 }
@@ -195,11 +196,6 @@ fn check_restored(name: &str, work: &Path, round: u64) -> Result {
 
 /// One figure of a run.
 type Figure = fn(&Usage) -> f64;
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
 
 /// A row a tool and phase: medians, and the medians of the ratios to restic in the same round.
 fn report(tools: &[Tool], bytes: u64) -> String {

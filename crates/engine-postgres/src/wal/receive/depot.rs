@@ -127,7 +127,6 @@ async fn archive(cx: &RunContext, log: &SegmentLog, system: u64, parcel: &Parcel
         match log.put(&id, meta.clone(), content).await {
             Ok(_) => {
                 cx.progress(0, 1);
-                cx.step(format!("archived up to {}", parcel.end()));
                 return Ok(());
             }
             Err(error) if super::is_passing(&error) && cx.check_cancelled().is_ok() => {

@@ -12,9 +12,9 @@ use tokio::sync::OnceCell;
 use crate::repository::content::ChunkId;
 use crate::repository::index::BuildIdHasher;
 
-/// Chunks of pages have at most 256 KiB: 128 of them. A file that is read in order needs, at any place, one chunk of
+/// Chunks of pages have at most 256 KiB: 64 of them. A file that is read in order needs, at any place, one chunk of
 /// each run that changed pages thereabouts.
-const CACHED_BYTES: usize = 32 * 1024 * 1024;
+const CACHED_BYTES: usize = 16 * 1024 * 1024;
 
 /// A chunk that is decoded by whoever comes first.
 pub(super) type Cell = Arc<OnceCell<Bytes>>;

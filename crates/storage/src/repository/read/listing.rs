@@ -12,45 +12,31 @@ use backup_core::tree::{EntryKind, TreeEntry, TreePath};
 
 use super::ChunkReader;
 use super::content::ContentReader;
-use super::records::RecordBuffer;
+use super::records::RecordReader;
 use crate::repository::content::ContentList;
 use crate::repository::entry::read_entry;
 
 /// Reads a listing.
 pub(in crate::repository) struct ListingReader {
     chunks: Arc<ChunkReader>,
-    listing: ContentReader,
-    records: RecordBuffer,
+    records: RecordReader,
     last: Option<TreePath>,
 }
 
 impl ListingReader {
     pub(in crate::repository) fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
-        let listing = ContentReader::new(chunks, content);
-        Self { chunks: Arc::clone(chunks), listing, records: RecordBuffer::default(), last: None }
+        Self { chunks: Arc::clone(chunks), records: RecordReader::new(chunks, content), last: None }
     }
 
     /// The next entry and, for a regular file, its content.
     pub(in crate::repository) async fn next(&mut self) -> Result<Option<(TreeEntry, ContentList)>> {
-        loop {
-            if let Some(body) = self.records.next()? {
-                let (entry, content) = read_entry(&body)?;
-                if self.last.as_ref().is_some_and(|last| *last >= entry.path) {
-                    return Err(Error::new(
-                        ErrorKind::Damaged,
-                        format!("the listing is out of order at `{}`", entry.path),
-                    ));
-                }
-                self.last = Some(entry.path.clone());
-                return Ok(Some((entry, content)));
-            }
-            match self.listing.next().await? {
-                Some(Piece::Data(data)) => self.records.push(&data),
-                Some(Piece::Hole(_)) => return Err(Error::new(ErrorKind::Damaged, "a listing has a hole")),
-                None if self.records.is_empty() => return Ok(None),
-                None => return Err(Error::new(ErrorKind::Damaged, "a listing ends within an entry")),
-            }
+        let Some(record) = self.records.next().await? else { return Ok(None) };
+        let (entry, content) = read_entry(&record)?;
+        if self.last.as_ref().is_some_and(|last| *last >= entry.path) {
+            return Err(Error::new(ErrorKind::Damaged, format!("the listing is out of order at `{}`", entry.path)));
         }
+        self.last = Some(entry.path.clone());
+        Ok(Some((entry, content)))
     }
 }
 

@@ -6,16 +6,17 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::error::Result;
 use backup_core::sink::{Piece, PieceReader};
 use backup_core::tree::TreePath;
 use bytes::{Buf, BytesMut};
 
 use super::ChunkReader;
-use super::content::{ContentReader, ExtentWalker};
+use super::content::{ContentReader, ExtentWalker, cut};
 use crate::repository::codec::{Decoder, malformed};
 use crate::repository::content::{ContentList, Extent};
 use crate::repository::entry::MAX_RECORD_BYTES;
+use crate::repository::page_map::{HEADER_BYTES, PageKey, PageMap, read_header, read_map};
 
 /// One record in so many bytes can be found without reading those before it. A million files have listings of about
 /// 200 MB, so 50,000 marks: 5 MB of memory.
@@ -23,23 +24,23 @@ const MARK_BYTES: u64 = 4 * 1024;
 
 /// Cuts records from pieces of their stream.
 #[derive(Debug, Default)]
-pub(super) struct RecordBuffer {
+struct RecordBuffer {
     bytes: BytesMut,
     /// The length of the records that were cut off.
     position: u64,
 }
 
 impl RecordBuffer {
-    pub(super) fn push(&mut self, data: &[u8]) {
+    fn push(&mut self, data: &[u8]) {
         self.bytes.extend_from_slice(data);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// The next record without its length, once all of it is here.
-    pub(super) fn next(&mut self) -> Result<Option<BytesMut>> {
+    fn next(&mut self) -> Result<Option<BytesMut>> {
         let mut decoder = Decoder::new(&self.bytes);
         let Ok(length) = decoder.varint() else {
             // Ten bytes hold any number: with as many at hand this one is malformed.
@@ -58,6 +59,78 @@ impl RecordBuffer {
     }
 }
 
+/// Reads records in the order in which they lie.
+pub(super) struct RecordReader {
+    content: ContentReader,
+    buffer: RecordBuffer,
+}
+
+impl RecordReader {
+    pub(super) fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
+        Self { content: ContentReader::new(chunks, content), buffer: RecordBuffer::default() }
+    }
+
+    /// The `length` bytes before the first record.
+    async fn head(&mut self, length: usize) -> Result<BytesMut> {
+        while self.buffer.bytes.len() < length {
+            match self.content.next().await? {
+                Some(Piece::Data(data)) => self.buffer.push(&data),
+                _ => return Err(malformed("a page map ends too early")),
+            }
+        }
+        self.buffer.position += length as u64;
+        Ok(self.buffer.bytes.split_to(length))
+    }
+
+    /// The next record without its length.
+    pub(super) async fn next(&mut self) -> Result<Option<BytesMut>> {
+        loop {
+            if let Some(record) = self.buffer.next()? {
+                return Ok(Some(record));
+            }
+            match self.content.next().await? {
+                Some(Piece::Data(data)) => self.buffer.push(&data),
+                Some(Piece::Hole(_)) => return Err(malformed("a listing has a hole")),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(malformed("a listing ends within an entry")),
+            }
+        }
+    }
+
+    /// Where the next record begins.
+    fn position(&self) -> u64 {
+        self.buffer.position
+    }
+}
+
+/// Reads a page map: the maps of files, in ascending order of their paths.
+pub(in crate::repository) struct MapReader {
+    records: RecordReader,
+    last: Option<TreePath>,
+}
+
+impl MapReader {
+    /// Reads the beginning of a page map: the key of its hashes.
+    pub(in crate::repository) async fn open(
+        chunks: &Arc<ChunkReader>,
+        content: ContentList,
+    ) -> Result<(PageKey, Self)> {
+        let mut records = RecordReader::new(chunks, content);
+        let key = read_header(&records.head(HEADER_BYTES).await?)?;
+        Ok((key, Self { records, last: None }))
+    }
+
+    pub(in crate::repository) async fn next(&mut self) -> Result<Option<(TreePath, PageMap)>> {
+        let Some(record) = self.records.next().await? else { return Ok(None) };
+        let (path, map) = read_map(&record)?;
+        if self.last.as_ref().is_some_and(|last| *last >= path) {
+            return Err(malformed("a page map is out of order"));
+        }
+        self.last = Some(path.clone());
+        Ok(Some((path, map)))
+    }
+}
+
 /// Every record begins with its path.
 fn path_of(record: &[u8]) -> Result<TreePath> {
     TreePath::new(Decoder::new(record).bytes()?)
@@ -72,8 +145,12 @@ pub(in crate::repository) struct RecordIndex {
 }
 
 impl RecordIndex {
-    /// Reads the whole stream once.
-    pub(in crate::repository) async fn build(chunks: &Arc<ChunkReader>, content: ContentList) -> Result<Self> {
+    /// Reads the whole stream once; `head` bytes are before its first record.
+    pub(in crate::repository) async fn build(
+        chunks: &Arc<ChunkReader>,
+        content: ContentList,
+        head: usize,
+    ) -> Result<Self> {
         let mut pieces = Vec::new();
         let mut end = 0u64;
         let mut walker = ExtentWalker::new(chunks, content.clone());
@@ -82,25 +159,20 @@ impl RecordIndex {
             end = end.checked_add(extent.length).ok_or_else(|| malformed("a listing is impossibly long"))?;
         }
         let mut index = Self { chunks: Arc::clone(chunks), pieces, marks: Vec::new() };
-        index.mark(content).await?;
+        index.mark(content, head).await?;
         Ok(index)
     }
 
-    async fn mark(&mut self, content: ContentList) -> Result<()> {
-        let mut reader = ContentReader::new(&self.chunks, content);
-        let mut buffer = RecordBuffer::default();
-        let mut next_mark = 0;
-        while let Some(piece) = reader.next().await? {
-            let Piece::Data(data) = piece else { return Err(malformed("a listing has a hole")) };
-            buffer.push(&data);
-            loop {
-                let at = buffer.position;
-                let Some(record) = buffer.next()? else { break };
-                if at >= next_mark {
-                    self.marks.push((path_of(&record)?, at));
-                    next_mark = at + MARK_BYTES;
-                }
+    async fn mark(&mut self, content: ContentList, head: usize) -> Result<()> {
+        let mut records = RecordReader::new(&self.chunks, content);
+        records.head(head).await?;
+        let (mut at, mut next_mark) = (records.position(), 0);
+        while let Some(record) = records.next().await? {
+            if at >= next_mark {
+                self.marks.push((path_of(&record)?, at));
+                next_mark = at + MARK_BYTES;
             }
+            at = records.position();
         }
         let ascending = self.marks.is_sorted_by(|(a, _), (b, _)| a < b);
         if ascending { Ok(()) } else { Err(malformed("a listing is out of order")) }
@@ -125,11 +197,7 @@ impl RecordIndex {
             }
             let Some((_, extent)) = self.pieces.get(piece) else { return Ok(None) };
             let chunk = self.chunks.shared(extent.chunk).await?;
-            let (from, to) = (extent.offset as usize + skip, extent.offset as usize + extent.length as usize);
-            let data = chunk
-                .get(from..to)
-                .ok_or_else(|| Error::new(ErrorKind::Damaged, "an extent reaches beyond its chunk"))?;
-            buffer.push(data);
+            buffer.push(cut(extent, &chunk)?.get(skip..).unwrap_or_default());
             (piece, skip) = (piece + 1, 0);
         }
     }
