@@ -40,3 +40,11 @@ impl Logical {
         Self { settings, server, tools }
     }
 }
+
+/// The configuration files that were saved with the dumps.
+///
+/// # Errors
+/// [`Damaged`](backup_core::ErrorKind::Damaged) when the manifest does not parse.
+pub(crate) fn config_files(record: &backup_core::manifest::SourceRecord) -> backup_core::Result<Vec<crate::config_files::ConfigFile>> {
+    Ok(details::Details::of(record)?.cluster.config_files)
+}

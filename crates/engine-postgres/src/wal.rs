@@ -21,5 +21,5 @@ pub use names::{SegmentSize, WalFile, WalSegment};
 pub(crate) use ends::End;
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
-pub(crate) use records::{Fault, Record, Walker};
+pub(crate) use records::{Record, Walker};
 pub(crate) use walk::{Observer, last_mark, walk};

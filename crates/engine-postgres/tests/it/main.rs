@@ -7,6 +7,7 @@ mod drill;
 mod faults;
 mod increments;
 mod physical;
+mod recovery;
 mod restore;
 mod support;
 mod verify;

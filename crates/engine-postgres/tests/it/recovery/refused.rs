@@ -1,0 +1,1 @@
+//! What would lose data without a word is refused before the first write.
