@@ -14,11 +14,14 @@ use super::backup::TREE;
 use super::configure::{Configuring, configure, recovered};
 use super::inventory::Inventory;
 use super::layout::Layout;
-use super::owner::Owner;
+use super::owner::{Owner, make_private};
 use super::place::{Placing, finish, place, place_config};
 use super::{Physical, PhysicalDetails, standing, verify};
 use crate::recovery::{Copy, Started, Way, stage, start};
 use crate::tools::{PgVersion, Tools};
+
+/// The folder of the socket of a copy that is started, beside its data directory.
+const SOCKET: &str = "run";
 
 /// Where a cluster goes, and what it is there.
 #[derive(Debug)]
@@ -150,8 +153,11 @@ impl Physical {
         }
         report.warnings.extend(damage(details));
         if to.afterwards == Afterwards::Start {
-            let socket = folder.unwrap_or(&layout.data);
-            let started = Started { data: &layout.data, config: config.clone(), copy, socket };
+            let socket = folder.unwrap_or(&layout.data).join(SOCKET);
+            if copy == Copy::Beside {
+                make_private(&socket, owner)?;
+            }
+            let started = Started { data: &layout.data, config: config.clone(), copy, socket: &socket };
             report.restored.push(self.start(cx, details, &started).await?);
             if way.is_some() {
                 recovered(&layout.data, copy, &about, owner)?;

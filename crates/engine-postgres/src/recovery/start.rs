@@ -3,6 +3,7 @@
 //! Invariant: a server that did not reach its target is not running afterwards, and its own words say why.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
@@ -15,6 +16,7 @@ use crate::tools::Tools;
 const FOREVER_SECONDS: &str = "31536000";
 /// So much of the end of the server's log goes into an error.
 const TOLD_BYTES: u64 = 8 * 1024;
+const POLL: Duration = Duration::from_millis(50);
 const LOG: &str = "stackward-start.log";
 /// `pg_controldata` prints some fifty lines.
 const CONTROL_BYTES: usize = 64 * 1024;
@@ -58,16 +60,44 @@ pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: 
         .arg(options.trim_end());
     cx.step("starting the server; it replays the log");
     let mut process = server.host.spawn(command.null_stdout()).await?;
-    let status = cx.unless_cancelled(process.status()).await?;
-    if status != Some(0) {
-        let told = server.host.spawn(server.plain_command("tail").arg("-c").arg(TOLD_BYTES.to_string()).arg(&log)).await?;
-        let told = told.output(TOLD_BYTES as usize + 1).await.unwrap_or_default();
+    let mut state = match cx.unless_cancelled(process.status()).await? {
+        Some(0) => State::of(how.data),
+        _ => State::Gone,
+    };
+    // Without hot standby, `pg_ctl` does not wait for the end of a recovery.
+    while state == State::Recovering {
+        cx.unless_cancelled(async { Ok(tokio::time::sleep(POLL).await) }).await?;
+        state = State::of(how.data);
+    }
+    if state == State::Gone {
+        let tail = server.plain_command("tail").arg("-c").arg(TOLD_BYTES.to_string()).arg(&log);
+        let told = server.host.spawn(tail).await?.output(TOLD_BYTES as usize + 1).await.unwrap_or_default();
         return Err(Error::new(ErrorKind::Tool, "the restored server does not start, or did not reach the moment")
             .with("log", log.display())
             .caused_by(format!("{}{}", told.trim(), process.stderr_tail().trim()))
             .hint("its data directory is complete and stays; its log says what it lacks"));
     }
     place_of(server, tools, how.data).await
+}
+
+/// What a server says of itself in `postmaster.pid` (`utils/pidfile.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    Recovering,
+    Gone,
+}
+
+impl State {
+    const LINE: usize = 8;
+
+    fn of(data: &Path) -> Self {
+        match std::fs::read_to_string(data.join("postmaster.pid")) {
+            Ok(text) if text.lines().nth(Self::LINE - 1).is_some_and(|line| line.trim() == "ready") => Self::Ready,
+            Ok(_) => Self::Recovering,
+            Err(_) => Self::Gone,
+        }
+    }
 }
 
 /// Where the log of the server is, in the words of `pg_controldata`, which needs no connection.

@@ -138,7 +138,7 @@ impl<'a> Restored<'a> {
     pub(super) fn sql(&self, sql: &str) -> String {
         let mut psql = self.like.program("psql");
         psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", sql]);
-        let output = psql.arg("-h").arg(self.target()).output().unwrap();
+        let output = psql.arg("-h").arg(self.target().join("run")).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{sql}: {error}");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()

@@ -7,7 +7,7 @@ use super::support::{Restored, archived};
 
 /// The pages of pgbench agree with each other at every moment.
 const BALANCED: &str = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches) \
-    and (select sum(bbalance) from pgbench_branches) = (select coalesce(sum(delta), 0) from pgbench_history)";
+    and (select sum(bbalance) from pgbench_branches) = (select sum(tbalance) from pgbench_tellers)";
 
 fn time(text: &str) -> Timestamp {
     text.parse().unwrap()
