@@ -255,10 +255,50 @@ impl Verifier for Cluster {
 #[async_trait]
 impl Driller for Cluster {
     async fn drill(&self, cx: &RunContext, from: &BackupReader) -> Result<DrillReport> {
+        let details = match PhysicalDetails::of(from.record()) {
+            Ok(details) => details,
+            Err(error) => return Ok(DrillReport { findings: vec![error.chain()], ..DrillReport::default() }),
+        };
+        let Some(details) = details else { return self.logical.drill(cx, from).await };
+        let mut drill = match self.way_to_the_end(cx, from, &details).await {
+            Ok(way) => self.physical.drill(cx, from, &details, way.as_ref()).await?,
+            // What would keep an operator from recovering.
+            Err(error) if is_loss(&error) => {
+                let mut drill = self.physical.drill(cx, from, &details, None).await?;
+                drill.findings.push(format!("the log does not lead to its end: {}", error.chain()));
+                drill
+            }
+            Err(error) => return Err(error),
+        };
         if has_logical(from.record()) {
-            return self.logical.drill(cx, from).await;
+            let dumps = self.logical.drill(cx, from).await?;
+            drill.restore_time += dumps.restore_time;
+            drill.check_time += dumps.check_time;
+            drill.bytes += dumps.bytes;
+            drill.items += dumps.items;
+            drill.checked.extend(dumps.checked);
+            drill.findings.extend(dumps.findings);
         }
-        Err(Error::new(ErrorKind::Unsupported, "base backups cannot be drilled in this version")
-            .hint("`modes: [physical, logical]` drills the dumps; `stackward verify` checks the base backup"))
+        Ok(drill)
+    }
+}
+
+fn is_loss(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete | ErrorKind::Unsupported)
+}
+
+impl Cluster {
+    /// The way to the end of the log, when there is one.
+    async fn way_to_the_end(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        details: &PhysicalDetails,
+    ) -> Result<Option<Way>> {
+        let Some(log) = from.log() else { return Ok(None) };
+        match Chain::read(log).await? {
+            Some(_) => self.way(cx, from, details, &Moment::Latest).await,
+            None => Ok(None),
+        }
     }
 }

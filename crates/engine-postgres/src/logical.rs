@@ -24,6 +24,7 @@ use crate::server::Server;
 use crate::tools::ToolBox;
 
 pub(crate) use catalog::names;
+pub(crate) use drill::{amcheck, beginning};
 
 /// One configured server, saved and put back logically.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ mod backup;
 mod checksum;
 mod configure;
 mod details;
+mod drill;
 mod facts;
 mod files;
 mod increment;

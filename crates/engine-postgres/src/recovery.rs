@@ -13,5 +13,5 @@ mod way;
 pub(crate) use choose::{choose, out_of_reach};
 pub(crate) use conf::{Copy, neutral, settings, without_settings};
 pub(crate) use stage::stage;
-pub(crate) use start::{Started, is_running, start};
+pub(crate) use start::{Started, State, is_running, start};
 pub(crate) use way::{Search, Way, find};

@@ -4,7 +4,7 @@
 //! the layout says so: every link and the server's own `tablespace_map` are written anew, and the manifest agrees with them, so
 //! `pg_verifybackup` can check it. `pg_control` comes last: a server cannot start on half a data directory.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -116,12 +116,24 @@ pub(super) async fn place(cx: &RunContext, from: &BackupReader, how: &Placing<'_
 }
 
 /// Brings everything to disk, and then lets a server start on it.
-pub(super) fn finish(layout: &Layout) -> Result<()> {
-    layout.folders().try_for_each(|folder| sync(folder))?;
-    let control = layout.data.join(CONTROL);
-    let failed = |source| Error::io("cannot put the file in its place", &control, source);
-    std::fs::rename(layout.data.join(CONTROL_LATER), &control).map_err(failed)?;
-    sync(&layout.data)
+pub(super) async fn finish(layout: &Layout) -> Result<()> {
+    let layout = layout.clone();
+    let syncing = tokio::task::spawn_blocking(move || {
+        let mut devices = std::collections::BTreeSet::new();
+        for folder in layout.folders() {
+            let failed = |source| Error::io("cannot look at the folder", folder, source);
+            // Once for each file system.
+            if devices.insert(std::fs::metadata(folder).map_err(failed)?.dev()) {
+                sync(folder)?;
+            }
+        }
+        let control = layout.data.join(CONTROL);
+        let failed = |source| Error::io("cannot put the file in its place", &control, source);
+        std::fs::rename(layout.data.join(CONTROL_LATER), &control).map_err(failed)?;
+        let global = control.parent().unwrap_or(&layout.data);
+        std::fs::File::open(global).and_then(|folder| folder.sync_all()).map_err(failed)
+    });
+    syncing.await.map_err(|source| Error::new(ErrorKind::Internal, "the disk was lost").caused_by(source))?
 }
 
 fn later(layout: &Layout, path: PathBuf, entry: &TreePath) -> PathBuf {

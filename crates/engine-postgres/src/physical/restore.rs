@@ -145,7 +145,7 @@ impl Physical {
         let how = Configuring { layout, owner, copy, is_elsewhere, way, about: &about };
         configure(cx, from, details, &how).await?;
         standing::ended(layout)?;
-        finish(layout)?;
+        finish(layout).await?;
         report.restored.extend(layout.folders().map(|path| path.display().to_string()));
         report.restored.extend(way.map(Way::describe));
         if placed.kept > 0 {

@@ -82,7 +82,7 @@ pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: 
 
 /// What a server says of itself in `postmaster.pid` (`utils/pidfile.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(crate) enum State {
     Ready,
     Recovering,
     Gone,
@@ -91,7 +91,7 @@ enum State {
 impl State {
     const LINE: usize = 8;
 
-    fn of(data: &Path) -> Self {
+    pub(crate) fn of(data: &Path) -> Self {
         match std::fs::read_to_string(data.join("postmaster.pid")) {
             Ok(text) if text.lines().nth(Self::LINE - 1).is_some_and(|line| line.trim() == "ready") => Self::Ready,
             Ok(_) => Self::Recovering,

@@ -69,6 +69,15 @@ impl Archived {
     }
 
     /// Brings what the server archived so far into the archive, as `stackward wal push` does.
+    /// The segment that the log is in now.
+    pub(super) fn segment(&self) -> String {
+        self.server.sql("postgres", "select pg_walfile_name(pg_current_wal_insert_lsn())")
+    }
+
+    pub(super) fn lsn(&self) -> Moment {
+        Moment::Position(self.server.sql("postgres", "select pg_current_wal_insert_lsn()"))
+    }
+
     pub(super) async fn push(&self) {
         flush(&self.server);
         push_all(&self.log(), &self.archive).await;
@@ -94,12 +103,40 @@ impl Archived {
     }
 
     pub(super) async fn recover_as(&self, target: &RestoreTarget) -> Result<(SnapshotId, RestoreReport)> {
+        self.recover_with(&self.log(), target).await
+    }
+
+    /// With another archive.
+    pub(super) async fn recover_with(
+        &self,
+        log: &SegmentLog,
+        target: &RestoreTarget,
+    ) -> Result<(SnapshotId, RestoreReport)> {
         let engine = self.engine();
-        let (cx, log) = (context(), self.log());
-        let id = engine.restorer.choose(&cx, &self.candidates().await, Some(&log), &target.moment).await?;
-        let report = restore(&engine, &self.reader(&id).await, target).await?;
+        let id = engine.restorer.choose(&context(), &self.candidates().await, Some(log), &target.moment).await?;
+        let reader = self.reader(&id).await.with_log(Some(log.clone()));
+        let report = restore(&engine, &reader, target).await?;
         Ok((id, report))
     }
+
+    /// An archive of its own with what the server archived, but for what `change` does with a file; `None` loses it.
+    pub(super) async fn archive_with(&self, change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> SegmentLog {
+        let log = empty_log();
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&self.archive).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            if let Some(content) = change(&name, std::fs::read(entry.path()).unwrap()) {
+                std::fs::write(folder.path().join(name), content).unwrap();
+            }
+        }
+        push_all(&log, folder.path()).await;
+        log
+    }
+}
+
+pub(super) fn empty_log() -> SegmentLog {
+    SegmentLog::new(Arc::<MemoryLog>::default(), source())
 }
 
 pub(super) fn into(folder: &Path, moment: Moment) -> RestoreTarget {
@@ -160,7 +197,31 @@ impl Drop for Restored<'_> {
     }
 }
 
-#[expect(dead_code, reason = "kept for tests that flip bits")]
-pub(super) fn memory_log() -> Arc<MemoryLog> {
-    Arc::default()
+/// A small file system in memory, gone with its value.
+pub(super) struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub(super) fn mount(mebibytes: u32) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "run the tests as root: a full disk needs a mount");
+        let folder = open_folder();
+        let options = format!("size={mebibytes}m,mode=755");
+        let mounted = command("mount").args(["-t", "tmpfs", "-o", &options, "stackward-test"]).arg(folder.path()).status();
+        assert!(mounted.unwrap().success());
+        Self(folder)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _told = command("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a disk is mounted outside of any host")]
+fn command(program: &str) -> std::process::Command {
+    std::process::Command::new(program)
 }

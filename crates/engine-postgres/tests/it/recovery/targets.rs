@@ -52,7 +52,5 @@ async fn every_kind_of_moment_is_reached_row_by_row() {
             assert!(!restored.data().join("pg_wal/stackward").exists(), "the staged log is gone");
         }
     });
-    for check in checks {
-        check.await;
-    }
+    futures::future::join_all(checks).await;
 }
