@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::engine::{
-    Candidate, DrillReport, Driller, Moment, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer, Source, SourceSummary,
-    Verifier, VerifyReport,
+    Candidate, DrillReport, Driller, Moment, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer,
+    Source, SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::Host;
@@ -92,7 +92,7 @@ impl Source for Cluster {
 #[async_trait]
 impl Restorer for Cluster {
     async fn plan_restore(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan> {
-        let Some(details) = self.whole(from, to)? else {
+        let Some(details) = Self::whole(from, to)? else {
             return self.logical.plan_restore(cx, from, to).await;
         };
         if let Place::Folder(folder) = &to.place {
@@ -111,7 +111,7 @@ impl Restorer for Cluster {
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
         let to = &plan.target;
-        let Some(details) = self.whole(from, to)? else {
+        let Some(details) = Self::whole(from, to)? else {
             return self.logical.restore(cx, from, plan).await;
         };
         if let Place::Folder(folder) = &to.place {
@@ -157,22 +157,26 @@ struct Known {
 
 impl Cluster {
     /// What is known of the base backup, when it is what is restored; `None` when the dumps are.
-    fn whole(&self, from: &BackupReader, to: &RestoreTarget) -> Result<Option<PhysicalDetails>> {
+    fn whole(from: &BackupReader, to: &RestoreTarget) -> Result<Option<PhysicalDetails>> {
         let details = PhysicalDetails::of(from.record())?;
         let is_whole = to.select.is_empty() && to.rename.is_none();
         let to_moment = to.moment != Moment::Snapshot;
         match details {
             None if to_moment => Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("the snapshot {} has dumps only, which cannot be recovered to {}", from.manifest().id, to.moment),
+                format!(
+                    "the snapshot {} has dumps only, which cannot be recovered to {}",
+                    from.manifest().id,
+                    to.moment
+                ),
             )
             .hint("write `modes: [physical]` in the plan; base backups and the log lead to every moment")),
             None => Ok(None),
-            Some(_) if !is_whole && to_moment => Err(Error::new(
-                ErrorKind::Unsupported,
-                "only the whole cluster can be recovered to a moment",
-            )
-            .hint("recover it into a folder (`--target`), start it there, and take the database out with `pg_dump`")),
+            Some(_) if !is_whole && to_moment => {
+                Err(Error::new(ErrorKind::Unsupported, "only the whole cluster can be recovered to a moment").hint(
+                    "recover it into a folder (`--target`), start it there, and take the database out with `pg_dump`",
+                ))
+            }
             Some(_) if !is_whole && !has_logical(from.record()) => Err(only_whole()),
             // Onto the running server go the dumps, when there are any.
             Some(_) if has_logical(from.record()) && !to_moment && to.place == Place::Original => Ok(None),
@@ -209,9 +213,7 @@ impl Cluster {
 
     fn known(&self, id: &SnapshotId, moment: &Moment, chain: &Chain) -> Option<Way> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |known: &&Known| {
-            known.snapshot == *id && known.moment == *moment && known.archive == chain.spans()
-        };
+        let fits = |known: &&Known| known.snapshot == *id && known.moment == *moment && known.archive == chain.spans();
         known.as_ref().filter(fits).map(|known| known.way.clone())
     }
 
@@ -233,8 +235,11 @@ fn no_log() -> Error {
 }
 
 fn only_whole() -> Error {
-    Error::new(ErrorKind::Unsupported, "a base backup becomes a data directory of its own, not part of a running server")
-        .hint("restore the whole of it, best into a folder (`--target FOLDER`); single databases need the logical mode")
+    Error::new(
+        ErrorKind::Unsupported,
+        "a base backup becomes a data directory of its own, not part of a running server",
+    )
+    .hint("restore the whole of it, best into a folder (`--target FOLDER`); single databases need the logical mode")
 }
 
 #[async_trait]

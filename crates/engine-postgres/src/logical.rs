@@ -46,6 +46,8 @@ impl Logical {
 ///
 /// # Errors
 /// [`Damaged`](backup_core::ErrorKind::Damaged) when the manifest does not parse.
-pub(crate) fn config_files(record: &backup_core::manifest::SourceRecord) -> backup_core::Result<Vec<crate::config_files::ConfigFile>> {
+pub(crate) fn config_files(
+    record: &backup_core::manifest::SourceRecord,
+) -> backup_core::Result<Vec<crate::config_files::ConfigFile>> {
     Ok(details::Details::of(record)?.cluster.config_files)
 }

@@ -15,10 +15,10 @@ mod records;
 mod walk;
 
 pub use chain::{Chain, Hole, Span};
+pub(crate) use ends::End;
 pub use fetch::fetch;
 pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
-pub(crate) use ends::End;
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
 pub(crate) use records::{Record, Walker};

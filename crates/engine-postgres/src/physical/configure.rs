@@ -101,7 +101,7 @@ fn saved(from: &BackupReader, details: &PhysicalDetails) -> Result<Vec<ConfigFil
     if !details.config_files.is_empty() || !from.record().details.contains_key("cluster") {
         return Ok(details.config_files.clone());
     }
-    Ok(crate::logical::config_files(from.record())?)
+    crate::logical::config_files(from.record())
 }
 
 /// Puts files that lay elsewhere on the server (Debian's `/etc/postgresql`) into the data directory.

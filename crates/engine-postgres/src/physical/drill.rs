@@ -84,8 +84,9 @@ impl Physical {
         }
         let major = version.major();
         let message = format!("a base backup of version {major} runs on that version only; there is {}", tools.version);
-        Err(Error::new(ErrorKind::Unsupported, message)
-            .hint(format!("install it on this machine: `apt-get install postgresql-{major}`; or name its folder: `bin: …`")))
+        Err(Error::new(ErrorKind::Unsupported, message).hint(format!(
+            "install it on this machine: `apt-get install postgresql-{major}`; or name its folder: `bin: …`"
+        )))
     }
 
     async fn place_in(
@@ -105,8 +106,7 @@ impl Physical {
         if let (Some(way), Some(log)) = (way, from.log()) {
             bytes += stage(cx, log, way, &layout.data, owner).await?;
         }
-        let how =
-            Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, about: "a drill" };
+        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, about: "a drill" };
         configure(cx, from, details, &how).await?;
         for (name, text) in [(CONFIG, ""), (HBA, "local all all trust\n"), (IDENT, "")] {
             write_private(&folder.join(name), text.as_bytes(), owner)?;
@@ -155,8 +155,12 @@ impl Physical {
 
 fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
     let file = |setting: &str, name: &str| format!("{setting}={}", folder.join(name).display());
-    let mut settings =
-        vec![file("config_file", CONFIG), file("hba_file", HBA), file("ident_file", IDENT), "logging_collector=off".into()];
+    let mut settings = vec![
+        file("config_file", CONFIG),
+        file("hba_file", HBA),
+        file("ident_file", IDENT),
+        "logging_collector=off".into(),
+    ];
     for (name, number) in &details.settings {
         let least = if name == "max_prepared_transactions" { LEAST_PREPARED } else { 0 };
         settings.push(format!("{name}={}", (*number).max(least)));

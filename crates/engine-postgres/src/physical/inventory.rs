@@ -49,8 +49,8 @@ impl Inventory {
                 None => {}
             }
         }
-        let manifest =
-            manifest.ok_or_else(|| Error::new(ErrorKind::Incomplete, "the server's manifest is missing in the tree"))?;
+        let manifest = manifest
+            .ok_or_else(|| Error::new(ErrorKind::Incomplete, "the server's manifest is missing in the tree"))?;
         let listed = compare(cx, manifest, &sizes).await?;
         Ok(Self { listed, entries })
     }
@@ -88,7 +88,8 @@ async fn compare(
                     ));
                 }
                 Some(size) if *size != file.size => {
-                    let message = format!("{shown} has {size} bytes in the snapshot, and {} in the server's manifest", file.size);
+                    let message =
+                        format!("{shown} has {size} bytes in the snapshot, and {} in the server's manifest", file.size);
                     return Err(Error::new(ErrorKind::Damaged, message));
                 }
                 Some(_) => {

@@ -42,11 +42,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when there was no tablespace in such a folder, or two would share one.
-    pub(crate) fn relocate(
-        mut self,
-        relocate: &BTreeMap<PathBuf, PathBuf>,
-        details: &PhysicalDetails,
-    ) -> Result<Self> {
+    pub(crate) fn relocate(mut self, relocate: &BTreeMap<PathBuf, PathBuf>, details: &PhysicalDetails) -> Result<Self> {
         for (old, new) in relocate {
             let space = details.tablespaces.iter().find(|space| Path::new(&space.location) == old);
             let Some(space) = space else {

@@ -261,4 +261,3 @@ pub(crate) async fn place_config(
     }
     Ok(details.config_files.len() as u64)
 }
-

@@ -86,7 +86,8 @@ impl Physical {
         if to.afterwards == Afterwards::Start {
             self.tools.server(PgVersion(details.version_number)).await?;
         }
-        let mut plan = RestorePlan { steps: steps(&place, details, to), bytes, target: to.clone(), warnings: damage(details) };
+        let mut plan =
+            RestorePlan { steps: steps(&place, details, to), bytes, target: to.clone(), warnings: damage(details) };
         plan.steps.extend(way.map(Way::describe));
         if to.afterwards == Afterwards::Start {
             plan.steps.push("start the server, and wait until it has recovered".to_owned());
@@ -170,7 +171,11 @@ impl Physical {
         let tools = self.tools.server(PgVersion(details.version_number)).await?;
         let owned = crate::server::Server::of_files(&self.server);
         let place = start(cx, &owned, &tools, how).await?;
-        let socket = if how.copy == Copy::Beside { format!("; its socket is in {}", how.socket.display()) } else { String::new() };
+        let socket = if how.copy == Copy::Beside {
+            format!("; its socket is in {}", how.socket.display())
+        } else {
+            String::new()
+        };
         Ok(format!("the server runs: {place}{socket}"))
     }
 

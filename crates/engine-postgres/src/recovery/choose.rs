@@ -33,10 +33,13 @@ pub(crate) async fn choose(
             ErrorKind::NotFound,
             "there is no base backup to recover from: the snapshots have dumps only",
         )
-        .hint("write `modes: [physical]` in the plan, and back up; what was before then cannot be recovered to a moment"));
+        .hint(
+            "write `modes: [physical]` in the plan, and back up; what was before then cannot be recovered to a moment",
+        ));
     }
     // Snapshots of a server that was replaced since are of no use; when all are, `find` says so.
-    let of_archive = |details: &PhysicalDetails| chain.system().is_none_or(|system| system == details.system_identifier);
+    let of_archive =
+        |details: &PhysicalDetails| chain.system().is_none_or(|system| system == details.system_identifier);
     if physical.iter().any(|(_, details, _)| of_archive(details)) {
         physical.retain(|(_, details, _)| of_archive(details));
     }

@@ -129,7 +129,8 @@ mod tests {
 
     #[test]
     fn what_leads_elsewhere_is_made_a_comment() {
-        let text = "port = 5433\n data_directory = '/var/lib/x'\nDATA_DIRECTORY='/y'\n# hba_file = 'z'\nhba_file '/etc/h'";
+        let text =
+            "port = 5433\n data_directory = '/var/lib/x'\nDATA_DIRECTORY='/y'\n# hba_file = 'z'\nhba_file '/etc/h'";
         let neutral_text = neutral(text).unwrap();
         assert_eq!(
             neutral_text,

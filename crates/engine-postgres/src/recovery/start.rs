@@ -66,7 +66,8 @@ pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: 
     };
     // Without hot standby, `pg_ctl` does not wait for the end of a recovery.
     while state == State::Recovering {
-        cx.unless_cancelled(async { Ok(tokio::time::sleep(POLL).await) }).await?;
+        cx.check_cancelled()?;
+        tokio::time::sleep(POLL).await;
         state = State::of(how.data);
     }
     if state == State::Gone {

@@ -136,9 +136,9 @@ impl Trip {
         // The record may have begun in the segment before.
         let began = WalSegment::containing(segment.timeline, fault.at, chain.segment_size());
         let message = format!("the segment {segment} of the log is damaged: at {} {}", fault.at, fault.why);
-        Err(Error::new(ErrorKind::Damaged, message)
-            .with("record in", began)
-            .hint("recover to a moment before it (`--to-lsn`, `--to-time`), or from a snapshot that was taken after it"))
+        Err(Error::new(ErrorKind::Damaged, message).with("record in", began).hint(
+            "recover to a moment before it (`--to-lsn`, `--to-time`), or from a snapshot that was taken after it",
+        ))
     }
 }
 
@@ -174,11 +174,7 @@ impl Road {
     /// Those that the archive must hand to the server for a recovery that needs the log up to `end`.
     fn fetched(&self, end: Lsn) -> Vec<WalSegment> {
         let brought = |segment: &WalSegment| segment.timeline == self.brought.timeline && *segment <= self.brought;
-        self.walked
-            .iter()
-            .filter(|segment| !brought(segment) && segment.start(self.size) < end)
-            .copied()
-            .collect()
+        self.walked.iter().filter(|segment| !brought(segment) && segment.start(self.size) < end).copied().collect()
     }
 
     /// Whether the archive has it, or, of the last, at least pieces.
@@ -241,7 +237,8 @@ async fn finish(
 fn same_server(details: &PhysicalDetails, chain: &Chain) -> Result<u64> {
     let mine = &details.system_identifier;
     if let Some(theirs) = chain.system().filter(|system| system != mine) {
-        let message = format!("the archive has the log of the server {theirs}, and the base backup is of the server {mine}");
+        let message =
+            format!("the archive has the log of the server {theirs}, and the base backup is of the server {mine}");
         return Err(Error::new(ErrorKind::Unsupported, message)
             .hint("a server that was set up anew begins a new history: choose a snapshot that was taken since, or none to recover from"));
     }

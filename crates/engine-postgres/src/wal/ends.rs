@@ -39,7 +39,7 @@ pub(crate) enum End {
     /// `pg_create_restore_point`.
     Point { name: String, time: Timestamp },
     /// Nothing that a recovery can stop at.
-    NotAnEnd,
+    Nothing,
 }
 
 /// What the record with this header and beginning of its body is; `None` when it is cut.
@@ -57,7 +57,7 @@ pub(super) fn end_of(rmgr: u8, info: u8, id: u32, body: &[u8], magic: u16) -> Op
             let name = name.split(|byte| *byte == 0).next()?;
             Some(End::Point { name: String::from_utf8_lossy(name).into_owned(), time: time(u64_at(data, 0))? })
         }
-        _ => Some(End::NotAnEnd),
+        _ => Some(End::Nothing),
     }
 }
 
@@ -129,6 +129,6 @@ mod tests {
         point.extend(b"before the release\0".iter().chain(&[7; 45]));
         let name = "before the release".to_owned();
         assert_eq!(end_of(RM_XLOG, RESTORE_POINT, 0, &point, 0xD110), Some(End::Point { name, time: when }));
-        assert_eq!(end_of(10, 0, 0, &[], 0xD110), Some(End::NotAnEnd));
+        assert_eq!(end_of(10, 0, 0, &[], 0xD110), Some(End::Nothing));
     }
 }

@@ -7,7 +7,7 @@
 use backup_core::position::Lsn;
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::ends::{End, End::NotAnEnd, KEEP, end_of};
+use super::ends::{End, KEEP, end_of};
 use super::names::SegmentSize;
 
 /// The header of a page within a segment, and of the first page of one.
@@ -139,7 +139,7 @@ impl Walker {
     fn step(&mut self, data: &[u8], each: &mut dyn FnMut(&Record)) -> Result<usize, &'static str> {
         if self.state == State::Idle {
             let left = self.size - self.at % self.size;
-            if self.at % self.size != 0 {
+            if !self.at.is_multiple_of(self.size) {
                 return Ok(shorter(left, data));
             }
             self.state = State::Walking;
@@ -156,7 +156,7 @@ impl Walker {
                 Ok(used)
             }
             _ if self.record.is_some() => self.continue_record(&data[..shorter(left, data)], each),
-            _ if self.at % ALIGN != 0 => Ok(shorter((ALIGN - self.at % ALIGN).min(left), data)),
+            _ if !self.at.is_multiple_of(ALIGN) => Ok(shorter((ALIGN - self.at % ALIGN).min(left), data)),
             _ => {
                 self.state = State::Walking;
                 self.record = Some(Partial::new(Lsn(self.at)));
@@ -167,7 +167,7 @@ impl Walker {
 
     fn page_header(&mut self, data: &[u8]) -> Result<usize, &'static str> {
         let start = self.at - self.header.len() as u64;
-        let wanted = if start % self.size == 0 { LONG_HEADER } else { SHORT_HEADER };
+        let wanted = if start.is_multiple_of(self.size) { LONG_HEADER } else { SHORT_HEADER };
         let used = (wanted - self.header.len()).min(data.len());
         self.header.extend_from_slice(&data[..used]);
         if self.header.len() < wanted {
@@ -220,7 +220,7 @@ impl Walker {
         let end = Lsn((self.at + used as u64).next_multiple_of(ALIGN));
         let (rmgr, info) = (record.rmgr(), record.info());
         let is_switch = rmgr == RM_XLOG && info & 0xF0 == SWITCH;
-        let what = end_of(rmgr, info, u32_at(&record.head, 4), &record.body, self.magic).unwrap_or(NotAnEnd);
+        let what = end_of(rmgr, info, u32_at(&record.head, 4), &record.body, self.magic).unwrap_or(End::Nothing);
         let start = record.start;
         (self.previous, self.last, self.record) = (Some(start), Some((start, end)), None);
         if is_switch {
@@ -297,4 +297,136 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SYSTEM: u64 = 7_100_000_000_000_000_001;
+    const SEGMENT: u64 = 1 << 20;
+    const START: u64 = 5 * SEGMENT;
+
+    /// Writes a log as a server does: records of these lengths, from the first byte of a segment on.
+    fn log(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
+        let mut bytes = Vec::new();
+        let mut records = Vec::new();
+        let mut previous = START - 64;
+        for length in lengths {
+            header(&mut bytes, 0);
+            while !(bytes.len() as u64).is_multiple_of(ALIGN) {
+                bytes.push(0);
+                header(&mut bytes, 0);
+            }
+            let start = START + bytes.len() as u64;
+            let record = record(previous, *length);
+            for (index, byte) in record.iter().enumerate() {
+                header(&mut bytes, record.len() - index);
+                bytes.push(*byte);
+            }
+            records.push((start, (START + bytes.len() as u64).next_multiple_of(ALIGN)));
+            previous = start;
+        }
+        (bytes, records)
+    }
+
+    /// The header of a page, when one begins here; `rest` bytes of a record go on behind it.
+    fn header(bytes: &mut Vec<u8>, rest: usize) {
+        if !(bytes.len() as u64).is_multiple_of(DEFAULT_PAGE) {
+            return;
+        }
+        let at = START + bytes.len() as u64;
+        let is_long = at.is_multiple_of(SEGMENT);
+        let info = (u16::from(rest > 0 && !bytes.is_empty()) * CONTINUES) | (u16::from(is_long) * 2);
+        bytes.extend(0xD110_u16.to_ne_bytes().iter().chain(&info.to_ne_bytes()).chain(&1_u32.to_ne_bytes()));
+        bytes.extend(at.to_ne_bytes().iter().chain(&(rest as u32).to_ne_bytes()).chain(&[0; 4]));
+        if is_long {
+            bytes.extend(SYSTEM.to_ne_bytes().iter().chain(&(SEGMENT as u32).to_ne_bytes()));
+            bytes.extend((DEFAULT_PAGE as u32).to_ne_bytes());
+        }
+    }
+
+    fn record(previous: u64, body: usize) -> Vec<u8> {
+        let mut record = ((RECORD_HEADER + body) as u32).to_ne_bytes().to_vec();
+        record.extend(77_u32.to_ne_bytes().iter().chain(&previous.to_ne_bytes()).chain(&[0, 10, 0, 0, 0, 0, 0, 0]));
+        record.extend((0..body).map(|index| index as u8));
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        digest.update(&record[RECORD_HEADER..]);
+        digest.update(&record[..CHECKED_HEADER]);
+        let crc = digest.finalize() as u32;
+        record[CHECKED_HEADER..RECORD_HEADER].copy_from_slice(&crc.to_ne_bytes());
+        record
+    }
+
+    fn walk(bytes: &[u8], step: usize) -> (Vec<(u64, u64)>, Option<Fault>) {
+        let mut walker = Walker::new(Lsn(START), SegmentSize::new(SEGMENT).unwrap(), SYSTEM);
+        let mut seen = Vec::new();
+        for piece in bytes.chunks(step) {
+            walker.push(piece, &mut |record| seen.push((record.start.0, record.end.0)));
+        }
+        (seen, walker.fault().cloned())
+    }
+
+    /// Some within a page, one that ends with it, some over several pages.
+    const LENGTHS: [usize; 8] = [0, 100, 8192 - 40 - 24 - 128 - 24, 3, 20_000, 8, 8191, 1];
+
+    #[test]
+    fn records_are_found_however_they_arrive_and_wherever_pages_end() {
+        let (bytes, records) = log(&LENGTHS);
+        for step in [1, 7, 4096, usize::MAX] {
+            assert_eq!(walk(&bytes, step), (records.clone(), None), "{step}");
+        }
+        // Cut anywhere, what was whole is found, and the rest is no fault: it may still come.
+        for cut in (0..bytes.len()).step_by(97) {
+            // Ends are rounded up.
+            let whole = records.iter().take_while(|(_, end)| end - START <= cut as u64).count();
+            let (seen, fault) = walk(&bytes[..cut], 1000);
+            assert!(fault.is_none() && records.starts_with(&seen) && seen.len() >= whole, "{cut}: {fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_walk_can_begin_behind_the_record_that_fills_the_beginning() {
+        let (bytes, records) = log(&[SEGMENT as usize + 30_000, 50, 60]);
+        let mut walker = Walker::new(Lsn(START + SEGMENT), SegmentSize::new(SEGMENT).unwrap(), SYSTEM);
+        let mut seen = Vec::new();
+        walker.push(&bytes[SEGMENT as usize..], &mut |record| seen.push((record.start.0, record.end.0)));
+        assert_eq!((seen, walker.fault()), (records[1..].to_vec(), None));
+    }
+
+    #[test]
+    fn another_server_and_zeroes_are_faults() {
+        let (mut bytes, _) = log(&LENGTHS);
+        bytes.extend([0; 64]);
+        assert_eq!(walk(&bytes, 512).1.unwrap().why, "there is no record");
+        bytes[24] ^= 1;
+        assert_eq!(walk(&bytes, 512).1.unwrap().why, "the segment is of another server");
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_found_at_once(position in 0_usize..20_000, bit in 0_u8..8) {
+            let (bytes, records) = log(&LENGTHS);
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 1 << bit;
+            let (seen, fault) = walk(&flipped, 3000);
+            // Bytes between records, and fields of pages that say nothing of records, mean nothing.
+            let in_record = |(start, end): &&(u64, u64)| (START + position as u64) >= *start && START + (position as u64) < *end;
+            let in_page = (position as u64 % DEFAULT_PAGE) < LONG_HEADER as u64;
+            let padding = records.iter().find(in_record).is_some_and(|(_, end)| end - START - position as u64 <= 7);
+            if records.iter().any(|record| in_record(&record)) && !in_page && !padding {
+                prop_assert!(fault.is_some() || seen.len() < records.len(), "{position} {fault:?}");
+            }
+            prop_assert!(records.starts_with(&seen));
+        }
+
+        #[test]
+        fn anything_at_all_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..30_000), step in 1_usize..5000) {
+            let (mut log, _) = log(&[10]);
+            log.extend(bytes);
+            walk(&log, step);
+        }
+    }
 }

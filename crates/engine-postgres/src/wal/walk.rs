@@ -71,7 +71,11 @@ pub(crate) async fn walk<O: Observer>(
         for piece in pieces(log, segment).await? {
             let WalFile::Piece(_, from, _) = piece else { continue };
             let begin = Lsn(start.0 + u64::from(from));
-            let passed = pair.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(begin, |pair| pair.walker.position());
+            let passed = pair
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+                .map_or(begin, |pair| pair.walker.position());
             log.read(&piece.id()?, tap(passed.0.saturating_sub(begin.0))).await?;
         }
     }
@@ -85,11 +89,7 @@ pub(crate) async fn walk<O: Observer>(
 /// # Errors
 /// Those of reading its record.
 pub(crate) async fn last_mark(log: &SegmentLog, chain: &Chain, segment: WalSegment) -> Result<Option<Timestamp>> {
-    let file = if chain.has(segment) {
-        Some(WalFile::Segment(segment))
-    } else {
-        pieces(log, segment).await?.pop()
-    };
+    let file = if chain.has(segment) { Some(WalFile::Segment(segment)) } else { pieces(log, segment).await?.pop() };
     let Some(file) = file else { return Ok(None) };
     let record: SegmentRecord = log.record(&file.id()?).await?;
     Ok(record.meta.marks.last().map(|mark| mark.time))

@@ -25,12 +25,14 @@ async fn a_drill_recovers_to_the_end_of_the_log_and_finds_what_is_wrong() {
     db.push().await;
     db.step(3);
     db.push().await;
-    let last = db.server.sql("postgres", "select extract(epoch from max(at))::bigint from steps");
+    let last = db.server.sql("postgres", "select floor(extract(epoch from max(at)))::bigint from steps");
     let report = drill(&db, db.log()).await;
     assert_eq!(report.findings, [] as [String; 0], "{report:?}");
     assert!(report.reached.unwrap().as_second() >= last.parse().unwrap(), "{report:?}");
     let checked = report.checked.join("\n");
-    for word in ["pg_amcheck found every table", "pg_checksums found every page", "5 tables in 2 databases", "timeline 1"] {
+    for word in
+        ["pg_amcheck found every table", "pg_checksums found every page", "5 tables in 2 databases", "timeline 1"]
+    {
         assert!(checked.contains(word), "`{word}` in {checked}");
     }
     assert!(report.bytes > 1_000_000 && !report.restore_time.is_zero());

@@ -37,7 +37,8 @@ pub(super) fn archived(more: &str) -> Archived {
 }
 
 pub(super) fn archive_into(server: &PrivatePostgres, folder: &Path) {
-    let command = format!("'test ! -e \"{0}/%f\" && cp %p \"{0}/%f.new\" && mv \"{0}/%f.new\" \"{0}/%f\"'", folder.display());
+    let command =
+        format!("'test ! -e \"{0}/%f\" && cp %p \"{0}/%f.new\" && mv \"{0}/%f.new\" \"{0}/%f\"'", folder.display());
     server.set("archive_command", &command);
 }
 
@@ -205,7 +206,8 @@ impl SmallDisk {
         assert!(rustix::process::geteuid().is_root(), "run the tests as root: a full disk needs a mount");
         let folder = open_folder();
         let options = format!("size={mebibytes}m,mode=755");
-        let mounted = command("mount").args(["-t", "tmpfs", "-o", &options, "stackward-test"]).arg(folder.path()).status();
+        let mounted =
+            command("mount").args(["-t", "tmpfs", "-o", &options, "stackward-test"]).arg(folder.path()).status();
         assert!(mounted.unwrap().success());
         Self(folder)
     }

@@ -21,7 +21,10 @@ async fn every_kind_of_moment_is_reached_row_by_row() {
     db.step(2);
     let lsn = db.server.sql("postgres", "select pg_current_wal_insert_lsn()");
     db.step(3);
-    let three = db.server.sql("postgres", "select to_char(at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from steps where n = 3");
+    let three = db.server.sql(
+        "postgres",
+        "select to_char(at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from steps where n = 3",
+    );
     db.step(4);
     db.server.sql("postgres", "select pg_create_restore_point('before the release')");
     db.step(5);

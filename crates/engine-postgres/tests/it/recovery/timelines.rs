@@ -25,6 +25,8 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
     archive_into(&second, &db.archive);
     second.sql("postgres", "insert into steps values (20)");
     flush(&second);
+    // It did not archive when it was promoted, so that it did not write into the archive of the server that went on.
+    std::fs::copy(went_on.data().join("pg_wal/00000002.history"), db.archive.join("00000002.history")).unwrap();
     push_all(&db.log(), &db.archive).await;
 
     let restored = Restored::new(&db.server);
