@@ -174,6 +174,7 @@ RECENT_CHUNKS = 64
 class Repository:
     def __init__(self, root, identity):
         self.root, self.identity, self.sessions, self.chunks, self.log_keys = root, identity, {}, {}, {}
+        self.recent = {}  # Chunks of which parts were read, the one that was wanted last at the end.
         if not os.path.isfile(os.path.join(root, "config")):
             raise Failure(f"there is no repository in {root}: it has no object `config`")
         config = json.loads(self.read("config"))

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::engine::{
-    Candidate, DrillReport, Driller, Moment, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer,
-    Source, SourceSummary, Verifier, VerifyReport,
+    Candidate, DrillReport, Driller, Existing, Moment, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget,
+    Restorer, Source, SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::Host;
@@ -118,16 +118,19 @@ impl Restorer for Cluster {
             to.existing.check_folder(folder)?;
         }
         let way = self.way(cx, from, &details, &to.moment).await?;
-        // First the dumps: they go beside the data directory, and check for themselves that nothing is there.
-        let mut report = RestoreReport::default();
+        let written = Box::pin(self.physical.write(cx, from, &details, to, way.as_ref())).await?;
+        let mut dumps = RestoreReport::default();
         if brings_dumps(from, to) {
-            report = self.logical.restore(cx, from, plan.clone()).await?;
+            // What stands there now is ours.
+            let target = RestoreTarget { existing: Existing::Replace, ..to.clone() };
+            dumps = self.logical.restore(cx, from, RestorePlan { target, ..plan.clone() }).await?;
         }
-        let placed = self.physical.put_back(cx, from, &details, to, way.as_ref()).await?;
-        report.restored.extend(placed.restored);
-        report.bytes += placed.bytes;
-        report.items += placed.items;
-        report.warnings.extend(placed.warnings);
+        cx.check_cancelled()?;
+        let mut report = self.physical.complete(cx, &details, written, to.afterwards).await?;
+        report.restored.extend(dumps.restored);
+        report.bytes += dumps.bytes;
+        report.items += dumps.items;
+        report.warnings.extend(dumps.warnings);
         Ok(report)
     }
 

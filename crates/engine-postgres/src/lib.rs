@@ -8,6 +8,8 @@ mod config;
 mod config_files;
 mod discover;
 mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handover;
 mod logical;
 mod physical;

@@ -8,6 +8,8 @@ mod details;
 mod drill;
 mod facts;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod increment;
 mod incremental;
 mod inventory;
@@ -20,6 +22,7 @@ mod privileges;
 mod receiver;
 mod restore;
 mod server_manifest;
+mod staging;
 mod standing;
 mod stream;
 mod tar;

@@ -12,6 +12,7 @@ mod page;
 mod push;
 pub(crate) mod receive;
 mod records;
+mod server_view;
 mod walk;
 
 pub use chain::{Chain, Hole, Span};
@@ -22,4 +23,5 @@ pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
 pub(crate) use records::{Record, Walker};
+pub use server_view::{ArchiverView, ServerView, SlotView};
 pub(crate) use walk::{Observer, last_mark, walk};

@@ -30,3 +30,12 @@ pub(crate) use fault::{ServerError, server_error};
 pub(crate) use replication::{Slot, SlotKind, SystemIdentity, slot_name};
 pub(crate) use service::service;
 pub(crate) use wal_stream::{Received, Reply, Started, WalStream};
+
+/// What is made of the bodies of messages, for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzzing(pieces: &[bytes::Bytes]) -> Option<String> {
+    let body = bytes::Bytes::from(pieces.concat());
+    let row = connection::raw_row(body.clone()).ok();
+    let error = ServerError::parse(&frame::Frame { tag: b'E', body }).ok();
+    (row.is_some() || error.is_some()).then(|| format!("{row:?}{error:?}"))
+}

@@ -5,9 +5,11 @@
 //! holds is taken as an RDB, and put back like any other.
 //! Invariant: everything is read and checked before anything is changed, and a moment that is not reached is an error.
 
+mod aim;
 mod aof;
 pub(crate) mod chain;
 pub(crate) mod choose;
+mod command;
 mod drill;
 pub(crate) mod files;
 mod replay;
@@ -29,10 +31,13 @@ use crate::rdb::RdbSummary;
 use crate::scratch::{Folder, Load, Program, Scratch};
 use crate::server::Info;
 
+use aim::Aim;
+pub(crate) use aim::parse_position;
 use aof::AofMoment;
 use chain::{Chain, span};
+pub(crate) use command::first_second;
 use files::{Assembled, write_files};
-pub(crate) use replay::{Reached, first_second};
+pub(crate) use replay::Reached;
 use replay::{Replay, Spool};
 
 /// A server has at least so many databases.
@@ -181,78 +186,6 @@ impl std::io::Write for Shared {
     fn flush(&mut self) -> std::io::Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
     }
-}
-
-/// A moment in the terms of the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Aim {
-    End,
-    Offset(u64),
-    Time(Timestamp),
-}
-
-impl Aim {
-    fn of(moment: &Moment, id: &str, base: u64, begins: Timestamp) -> Result<Self> {
-        let before = |what: String| {
-            Error::new(ErrorKind::NotFound, format!("{what} comes before the snapshot, which stands at offset {base}"))
-                .hint("choose no snapshot, or an earlier one")
-        };
-        match moment {
-            Moment::Snapshot => Ok(Self::Offset(base)),
-            Moment::Latest => Ok(Self::End),
-            Moment::Time(time) if *time < begins => Err(before(moment.to_string())),
-            Moment::Time(time) => Ok(Self::Time(*time)),
-            Moment::Position(text) => match parse_position(text)? {
-                (Some(other), _) if other != id => Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("the snapshot is of the replication id {id}, not of {other}"),
-                )),
-                (_, offset) if offset < base => Err(before(moment.to_string())),
-                (_, offset) => Ok(Self::Offset(offset)),
-            },
-            Moment::Transaction(_) | Moment::Name(_) => {
-                Err(Error::new(ErrorKind::Unsupported, format!("Redis cannot be recovered to {moment}"))
-                    .hint("it knows times and offsets: `--to-time`, `--to-offset`, `--to-latest`"))
-            }
-        }
-    }
-
-    fn is_met_by(self, recovery: &Recovery) -> bool {
-        matches!(self, Self::Offset(offset) if offset == recovery.limit)
-    }
-
-    /// Moves the limit as far as a segment with these marks allows; whether the aim lies within it.
-    fn advance(self, recovery: &mut Recovery, marks: &[backup_core::log::Mark], end: u64) -> bool {
-        let known = |position: u64| marks.iter().find(|mark| mark.position >= position).map(|mark| mark.time);
-        match self {
-            Self::End => recovery.limit = end,
-            Self::Offset(offset) => recovery.limit = offset.min(end),
-            Self::Time(time) => {
-                for mark in marks {
-                    if mark.time > time {
-                        return true;
-                    }
-                    (recovery.limit, recovery.time) = (mark.position, Some(mark.time));
-                }
-                return marks.last().is_some_and(|last| last.time == time);
-            }
-        }
-        recovery.time = known(recovery.limit).or(recovery.time);
-        matches!(self, Self::Offset(offset) if offset <= end)
-    }
-}
-
-/// `OFFSET`, or `REPLICATION-ID:OFFSET`.
-pub(crate) fn parse_position(text: &str) -> Result<(Option<&str>, u64)> {
-    let (id, offset) = match text.split_once(':') {
-        Some((id, offset)) => (Some(id), offset),
-        None => (None, text),
-    };
-    let offset = offset.parse().map_err(|_| {
-        Error::new(ErrorKind::Usage, format!("`{}` is no replication offset", text.escape_debug()))
-            .hint("write a number, as `master_repl_offset` of INFO has it; or REPLICATION-ID:NUMBER")
-    })?;
-    Ok((id, offset))
 }
 
 /// How a moment is reached.

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::cache::Cache;
 use crate::process::{Result, Run};
-use crate::steps::{Steps, shout};
+use crate::steps::{Steps, say, shout};
 use crate::{deny, fuzz, law, packages, schema};
 
 /// Options of `test`.
@@ -86,9 +86,22 @@ fn tests(cache: &Cache, args: &TestArgs) -> Result {
     };
     match filter {
         Some(filter) => run(&["--ignore-default-filter", filter]),
-        // Both run, whatever the first says.
-        None => run(&[]).and(run(&["--profile", "slow"])),
+        // All run, whatever the first says.
+        None => run(&[]).and(run(&["--profile", "slow"])).and(increments(cache, args)),
     }
+}
+
+/// Tests of what PostgreSQL has since 17, when such a server was named: Debian 12's own is older.
+fn increments(cache: &Cache, args: &TestArgs) -> Result {
+    let Some(folder) = &args.postgres else { return Ok(()) };
+    let version = Run::new(folder.join("postgres")).args(["--version"]).output()?;
+    let major = version.split(|c: char| !c.is_ascii_digit()).find_map(|part| part.parse::<u32>().ok());
+    if major.is_none_or(|major| major < 17) {
+        say("native increments are not tested: they need PostgreSQL 17 or newer");
+        return Ok(());
+    }
+    let only = ["nextest", "run", "--package", "engine-postgres", "--locked", "--run-ignored", "only", "increments::"];
+    cache.cargo(only).env("STACKWARD_POSTGRES_BIN", folder).run()
 }
 
 /// Puts right what can be put right by a machine.

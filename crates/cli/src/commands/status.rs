@@ -131,7 +131,7 @@ fn problems(
     match (lag, promised) {
         (None, _) => add(Gravity::Critical, "there is no snapshot".to_owned()),
         (Some(lag), Some(promised)) if lag > promised => {
-            add(Gravity::Critical, format!("would lose {}; promised were {}", output::age(lag), output::age(promised)))
+            add(Gravity::Critical, format!("would lose {}; promised were {}", output::age(lag), output::age(promised)));
         }
         (Some(lag), _) if followed && lag > LAG_LIMIT => add(
             Gravity::Warning,

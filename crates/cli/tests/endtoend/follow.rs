@@ -228,8 +228,8 @@ fn memory_does_not_grow_with_the_stream() {
     for round in 0..40 {
         // 10 MB at a time, of which the server keeps one.
         let value = "v".repeat(50_000);
-        let commands: String = (0..200).map(|key| format!("SET key:{} {value}{round}\n", key % 20)).collect();
-        stack.server.pipe(&commands);
+        let commands: Vec<String> = (0..200).map(|key| format!("SET key:{} {value}{round}\n", key % 20)).collect();
+        stack.server.pipe(&commands.concat());
     }
     stack.archived();
     let peak = follower.peak_kib();

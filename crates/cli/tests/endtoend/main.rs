@@ -2,6 +2,7 @@
 #![cfg(all(feature = "files", feature = "postgres", feature = "demo"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod base_backup;
 mod crash;
 mod damage;
 mod faults;

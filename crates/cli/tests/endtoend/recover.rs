@@ -101,6 +101,25 @@ fn every_artifact_of_an_open_repository_is_recovered() {
     assert_all_recovered(&machine, &[]);
 }
 
+/// A database of which a few pages changed: the second snapshot's are pieces of chunks of both.
+#[test]
+fn a_database_that_changed_in_a_few_pages_is_recovered() {
+    let machine = machine(Readers::Key, "");
+    let database = rusqlite::Connection::open(machine.path("app.db")).unwrap();
+    let grow = "with recursive n(i) as (select 3 union all select i + 1 from n where i < 400)
+        insert into t select i, randomblob(5000) from n";
+    database.execute_batch(grow).unwrap();
+    machine.good("backup");
+    let stored = || -> u64 { machine.objects("packs").iter().map(|pack| pack.metadata().unwrap().len()).sum() };
+    let before = stored();
+    database.execute_batch("update t set b = randomblob(5000) where a % 50 = 7").unwrap();
+    machine.good("backup");
+    let added = stored() - before;
+    assert!(added < 200_000, "{added} bytes for eight rows of 400");
+    assert!(assert_all_recovered(&machine, &["--identity", "stackward.key"]) >= 6);
+    machine.good("verify");
+}
+
 /// Segments of a log, sealed and not, long and empty: what the script restores is what was stored.
 #[tokio::test]
 async fn a_log_is_recovered() {

@@ -424,6 +424,44 @@ fn a_receiver_refuses_the_log_of_another_server() {
     assert_eq!(other.sql("postgres", "select count(*) from pg_replication_slots"), "0", "nothing was made there");
 }
 
+#[test]
+fn status_compares_the_archive_with_the_server() {
+    let (server, archive) = streamed();
+    let status = || {
+        let output = archive.machine.run("wal status --json");
+        let printed = text(&output.stdout);
+        (
+            output.status.code().unwrap(),
+            serde_json::from_str::<serde_json::Value>(printed.lines().last().unwrap()).unwrap(),
+        )
+    };
+    let (code, said) = status();
+    assert!(
+        code == 20 && said["sources"][0]["complaints"][0].as_str().unwrap().contains("no replication slot"),
+        "{said}"
+    );
+    let mut receiver = Receiver::start(&archive);
+    receiver.reads(&server);
+    server.sql("postgres", "create table t (n int)");
+    receiver.has_archived(&server);
+    let (code, said) = status();
+    assert_eq!((code, &said["sources"][0]["complaints"]), (0, &serde_json::json!([])), "{said}");
+    assert_eq!(said["sources"][0]["server"]["slot"]["active"], true);
+    receiver.kill();
+    while server.sql("postgres", "select bool_or(active) from pg_replication_slots") != "f" {}
+    server.sql("postgres", "insert into t select generate_series(1, 10000)");
+    let (code, said) = status();
+    let source = &said["sources"][0];
+    assert!(code == 20 && source["complaints"][0].as_str().unwrap().contains("nobody reads"), "{said}");
+    assert!(
+        source["lag_bytes"].as_u64().unwrap() > 100_000 && source["lag_seconds"].as_f64().unwrap() >= 0.0,
+        "{said}"
+    );
+    server.stop_immediately();
+    let (code, said) = status();
+    assert_eq!((code, &said["sources"][0]["server"]), (0, &serde_json::Value::Null), "the archive is whole: {said}");
+}
+
 /// Killed with -9 at moments of no choice, a hundred times, while rows are written: no hole, no row lost.
 #[test]
 fn a_receiver_that_is_killed_a_hundred_times_leaves_no_hole() {

@@ -101,7 +101,8 @@ impl Physical {
         let owner = Owner::find(self.server.run_as(), &layout.data)?;
         let inventory = &Inventory::take(cx, from).await?;
         standing::clear(layout, Existing::Refuse, inventory)?;
-        let placed = place(cx, from, &Placing { layout, existing: Existing::Refuse, owner, inventory }).await?;
+        let placed =
+            place(cx, from, &Placing { layout, later: layout, existing: Existing::Refuse, owner, inventory }).await?;
         let mut bytes = placed.bytes;
         if let (Some(way), Some(log)) = (way, from.log()) {
             bytes += stage(cx, log, way, &layout.data, owner).await?;

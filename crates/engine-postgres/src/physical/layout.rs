@@ -11,6 +11,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::TreePath;
 
 use super::details::PhysicalDetails;
+use super::staging::Staging;
 
 /// The folder of the links to tablespaces.
 pub(super) const LINKS: &str = "pg_tblspc";
@@ -63,8 +64,14 @@ impl Layout {
         Ok(self)
     }
 
+    /// The same, where it is written until it is whole.
+    pub(super) fn staged(&self, staging: &Staging) -> Self {
+        let tablespaces = self.tablespaces.iter().map(|(oid, folder)| (*oid, staging.path(folder))).collect();
+        Self { data: staging.path(&self.data), tablespaces }
+    }
+
     /// Every folder that is written.
-    pub(crate) fn folders(&self) -> impl Iterator<Item = &PathBuf> {
+    pub(crate) fn folders(&self) -> impl DoubleEndedIterator<Item = &PathBuf> {
         std::iter::once(&self.data).chain(self.tablespaces.values())
     }
 

@@ -51,7 +51,10 @@ pub(crate) struct Placed {
 /// How a tree is placed.
 #[derive(Debug)]
 pub(super) struct Placing<'a> {
+    /// Where files are written now.
     pub(super) layout: &'a Layout,
+    /// Where they will be: links lead there.
+    pub(super) later: &'a Layout,
     pub(super) existing: Existing,
     pub(super) owner: Option<Owner>,
     pub(super) inventory: &'a Inventory,
@@ -62,14 +65,48 @@ pub(super) struct Placing<'a> {
 /// # Errors
 /// [`ErrorKind::Damaged`] when what is stored is not what was saved; those of the disk. What was written stays then.
 pub(super) async fn place(cx: &RunContext, from: &BackupReader, how: &Placing<'_>) -> Result<Placed> {
-    let Placing { layout, existing, owner, inventory } = *how;
+    let Placing { layout, later, owner, .. } = *how;
     for folder in layout.folders() {
         make_folder(folder, PRIVATE, owner)?;
     }
+    // Whoever writes a file ends before we return, whatever happened: else it could write after we cleaned up.
+    let stop = cx.cancellation().child_token();
+    let mut writing = JoinSet::new();
+    let writers = cx.clone().cancelled_by(stop.clone());
+    let mut placed = Placed::default();
+    let mut result = write_all(&writers, from, how, &mut writing, &mut placed).await;
+    if result.is_err() {
+        stop.cancel();
+    }
+    while let Some(done) = writing.join_next().await {
+        if let Err(error) = placed.count(done)
+            && result.is_ok()
+        {
+            stop.cancel();
+            result = Err(error);
+        }
+    }
+    result?;
+    cx.check_cancelled()?;
+    later.tablespaces.iter().try_for_each(|(oid, folder)| link(&layout.data, *oid, folder, owner))?;
+    if !later.tablespaces.is_empty() {
+        write_private(&layout.data.join(MAP), &later.map(), owner)?;
+        amend(layout, &[MAP], owner)?;
+    }
+    Ok(placed)
+}
+
+/// Makes the folders, and hands the files to writers.
+async fn write_all(
+    cx: &RunContext,
+    from: &BackupReader,
+    how: &Placing<'_>,
+    writing: &mut JoinSet<Result<Placed>>,
+    placed: &mut Placed,
+) -> Result<()> {
+    let Placing { layout, existing, owner, inventory, .. } = *how;
     let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
     let slots = Arc::new(Semaphore::new(cx.jobs()));
-    let mut writing = JoinSet::new();
-    let mut placed = Placed::default();
     while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
         while let Some(done) = writing.try_join_next() {
             placed.count(done)?;
@@ -86,7 +123,7 @@ pub(super) async fn place(cx: &RunContext, from: &BackupReader, how: &Placing<'_
                 let slot = Arc::clone(&slots).acquire_owned().await;
                 let job = Job {
                     cx: cx.clone(),
-                    path: later(layout, path, &entry.path),
+                    path: control_later(layout, path, &entry.path),
                     listed: inventory.listed(entry.path.as_bytes()),
                     existing,
                     owner,
@@ -104,15 +141,7 @@ pub(super) async fn place(cx: &RunContext, from: &BackupReader, how: &Placing<'_
             _ => return Err(Error::new(ErrorKind::Damaged, format!("`{}` is no file of a server", entry.path))),
         }
     }
-    while let Some(done) = writing.join_next().await {
-        placed.count(done)?;
-    }
-    layout.tablespaces.keys().try_for_each(|oid| link(layout, *oid, owner))?;
-    if !layout.tablespaces.is_empty() {
-        write_private(&layout.data.join(MAP), &layout.map(), owner)?;
-        amend(layout, &[MAP], owner)?;
-    }
-    Ok(placed)
+    Ok(())
 }
 
 /// Brings everything to disk, and then lets a server start on it.
@@ -136,7 +165,7 @@ pub(super) async fn finish(layout: &Layout) -> Result<()> {
     syncing.await.map_err(|source| Error::new(ErrorKind::Internal, "the disk was lost").caused_by(source))?
 }
 
-fn later(layout: &Layout, path: PathBuf, entry: &TreePath) -> PathBuf {
+fn control_later(layout: &Layout, path: PathBuf, entry: &TreePath) -> PathBuf {
     if entry.as_bytes() == CONTROL.as_bytes() { layout.data.join(CONTROL_LATER) } else { path }
 }
 
@@ -223,15 +252,15 @@ impl Job {
     }
 }
 
-fn link(layout: &Layout, oid: u32, owner: Option<Owner>) -> Result<()> {
-    let links = layout.data.join(LINKS);
+/// Links the tablespace `oid` of the data directory `data` to where it will be.
+fn link(data: &Path, oid: u32, folder: &Path, owner: Option<Owner>) -> Result<()> {
+    let links = data.join(LINKS);
     make_folder(&links, PRIVATE, owner)?;
     let path = links.join(oid.to_string());
     if path.is_symlink() {
         std::fs::remove_file(&path).map_err(|source| Error::io("cannot replace the link", &path, source))?;
     }
-    symlink(&layout.tablespaces[&oid], &path)
-        .map_err(|source| Error::io("cannot link the tablespace", &path, source))?;
+    symlink(folder, &path).map_err(|source| Error::io("cannot link the tablespace", &path, source))?;
     own(&path, owner)
 }
 
@@ -242,22 +271,22 @@ fn sync(folder: &Path) -> Result<()> {
     rustix::fs::syncfs(&handle).map_err(|source| failed(source.into()))
 }
 
-/// The configuration files, below `folder/config`, as they were laid out.
-pub(crate) async fn place_config(
+/// The configuration files as they were laid out, those that shall be in `folder/config` into `beside`.
+pub(super) async fn place_config(
     cx: &RunContext,
     from: &BackupReader,
     details: &PhysicalDetails,
     folder: &Path,
+    beside: &Path,
 ) -> Result<u64> {
     for file in &details.config_files {
         let content = cx.unless_cancelled(from.read(&file.artifact, MAX_SMALL)).await?;
-        let path = folder.join(file.artifact.as_str());
+        let name = Path::new(file.artifact.as_str());
+        let path = name.strip_prefix("config").map_or_else(|_| folder.join(name), |name| beside.join(name));
         if let Some(parent) = path.parent() {
             make_folder(parent, PRIVATE, None)?;
         }
-        let failed = |source| Error::io("cannot write the file", &path, source);
-        std::fs::write(&path, content).map_err(failed)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        write_private(&path, &content, None)?;
     }
     Ok(details.config_files.len() as u64)
 }

@@ -16,12 +16,15 @@ use super::inventory::Inventory;
 use super::layout::Layout;
 use super::owner::{Owner, make_private};
 use super::place::{Placing, finish, place, place_config};
+use super::staging::Staging;
 use super::{Physical, PhysicalDetails, standing, verify};
 use crate::recovery::{Copy, Started, Way, stage, start};
 use crate::tools::{PgVersion, Tools};
 
 /// The folder of the socket of a copy that is started, beside its data directory.
 const SOCKET: &str = "run";
+/// The folder of the configuration files of a copy, as they lay on the server.
+const CONFIG: &str = "config";
 
 /// Where a cluster goes, and what it is there.
 #[derive(Debug)]
@@ -33,6 +36,19 @@ struct Destination<'a> {
     folder: Option<&'a Path>,
     /// The configuration on the server's machine, when it stands there still.
     config: Option<PathBuf>,
+}
+
+/// A cluster that is written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    staging: Option<Staging>,
+    report: RestoreReport,
+    layout: Layout,
+    owner: Option<Owner>,
+    copy: Copy,
+    config: Option<PathBuf>,
+    socket: PathBuf,
+    about: String,
 }
 
 impl Physical {
@@ -62,7 +78,7 @@ impl Physical {
         })
     }
 
-    /// What [`put_back`](Self::put_back) would do. Everything that can be known to fail, fails here.
+    /// What [`write`](Self::write) and [`complete`](Self::complete) would do. Everything that can be known to fail, fails here.
     pub(crate) async fn plan_put_back(
         &self,
         cx: &RunContext,
@@ -118,52 +134,75 @@ impl Physical {
         }
     }
 
-    /// Carries it out.
-    pub(crate) async fn put_back(
+    /// Writes everything. It stands where it shall only after [`complete`](Self::complete), unless it is written over what
+    /// stands there; dropping what is returned leaves nothing then.
+    pub(crate) async fn write(
         &self,
         cx: &RunContext,
         from: &BackupReader,
         details: &PhysicalDetails,
         to: &RestoreTarget,
         way: Option<&Way>,
-    ) -> Result<RestoreReport> {
-        let place_to = self.destination(details, to)?;
-        let Destination { layout, owner, copy, folder, config } = &place_to;
+    ) -> Result<Written> {
+        let Destination { layout, owner, copy, folder, config } = self.destination(details, to)?;
         let inventory = Inventory::take(cx, from).await?;
-        standing::clear(layout, to.existing, &inventory)?;
-        let placing = Placing { layout, existing: to.existing, owner: *owner, inventory: &inventory };
+        standing::check(&layout, to.existing)?;
+        let beside = folder.map(|folder| folder.join(CONFIG));
+        let staging = if to.existing == Existing::Refuse && standing::can_be_staged(&layout) {
+            // The data directory comes last: whoever sees it sees it whole.
+            let last = layout.folders().rev().map(PathBuf::as_path);
+            Some(Staging::new(beside.as_deref().into_iter().chain(last))?)
+        } else {
+            None
+        };
+        let now = staging.as_ref().map_or_else(|| layout.clone(), |staging| layout.staged(staging));
+        standing::clear(&now, to.existing, &inventory)?;
+        let placing = Placing { layout: &now, later: &layout, existing: to.existing, owner, inventory: &inventory };
         let placed = place(cx, from, &placing).await?;
         let mut report = RestoreReport { bytes: placed.bytes, items: placed.files, ..RestoreReport::default() };
         if let (Some(way), Some(log)) = (way, from.log()) {
-            report.bytes += stage(cx, log, way, &layout.data, *owner).await?;
+            report.bytes += stage(cx, log, way, &now.data, owner).await?;
         }
-        self.verify_backup(cx, details, layout).await?;
-        if let Some(folder) = folder {
-            report.items += place_config(cx, from, details, folder).await?;
+        if let (Some(folder), Some(beside)) = (folder, &beside) {
+            let beside = staging.as_ref().map_or_else(|| beside.clone(), |staging| staging.path(beside));
+            report.items += place_config(cx, from, details, folder, &beside).await?;
         }
         let about = format!("{} from the snapshot {}", to.moment, from.manifest().id);
-        let (owner, copy, is_elsewhere) = (*owner, *copy, config.is_some());
-        let how = Configuring { layout, owner, copy, is_elsewhere, way, about: &about };
+        let is_elsewhere = config.is_some();
+        let how = Configuring { layout: &now, owner, copy, is_elsewhere, way, about: &about };
         configure(cx, from, details, &how).await?;
-        standing::ended(layout)?;
-        finish(layout).await?;
+        standing::ended(&now)?;
+        finish(&now).await?;
         report.restored.extend(layout.folders().map(|path| path.display().to_string()));
         report.restored.extend(way.map(Way::describe));
         if placed.kept > 0 {
             report.restored.push(format!("{} files were the same already", placed.kept));
         }
         report.warnings.extend(damage(details));
-        if to.afterwards == Afterwards::Start {
-            let socket = folder.unwrap_or(&layout.data).join(SOCKET);
-            if copy == Copy::Beside {
-                make_private(&socket, owner)?;
-            }
-            let started = Started { data: &layout.data, config: config.clone(), copy, socket: &socket };
-            report.restored.push(self.start(cx, details, &started).await?);
-            if way.is_some() {
-                recovered(&layout.data, copy, &about, owner)?;
-            }
+        let socket = folder.unwrap_or(&layout.data).join(SOCKET);
+        Ok(Written { staging, report, layout, owner, copy, config, socket, about })
+    }
+
+    /// Gives everything its place; checks, and starts, when that is wished.
+    pub(crate) async fn complete(
+        &self,
+        cx: &RunContext,
+        details: &PhysicalDetails,
+        written: Written,
+        afterwards: Afterwards,
+    ) -> Result<RestoreReport> {
+        let Written { staging, mut report, layout, owner, copy, config, socket, about } = written;
+        staging.map_or(Ok(()), Staging::finish)?;
+        self.verify_backup(cx, details, &layout).await?;
+        if afterwards == Afterwards::Leave {
+            return Ok(report);
         }
+        if copy == Copy::Beside {
+            make_private(&socket, owner)?;
+        }
+        let started = Started { data: &layout.data, config, copy, socket: &socket };
+        report.restored.push(self.start(cx, details, &started).await?);
+        recovered(&layout.data, copy, &about, owner)?;
         Ok(report)
     }
 
@@ -193,7 +232,8 @@ impl Physical {
 
     async fn run_verify_backup(&self, cx: &RunContext, tools: &Tools, layout: &Layout) -> Result<()> {
         let command = self.server.plain_command(tools.program("pg_verifybackup")).args(["--skip-checksums", "--quiet"]);
-        let ours = ["stackward-restore.incomplete", "global/pg_control", "global/pg_control.stackward"];
+        // What was put beside the server's own files.
+        let ours = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d"];
         let command = ours.iter().fold(command, |command, name| command.arg(format!("--ignore={name}")));
         let mut process = self.server.host.spawn(command.arg(&layout.data).null_stdout()).await?;
         let status = cx.unless_cancelled(process.status()).await?;

@@ -2,7 +2,8 @@
 
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use backup_core::engine::Existing;
 use backup_core::error::{Error, ErrorKind, Result};
@@ -40,6 +41,17 @@ pub(super) fn check(layout: &Layout, existing: Existing) -> Result<()> {
             .hint("choose another folder, or remove yourself what is in it"));
     }
     Ok(())
+}
+
+/// Whether its folders can be written under other names first: not when one is a file system of its own.
+pub(super) fn can_be_staged(layout: &Layout) -> bool {
+    let device = |folder: &Path| std::fs::metadata(folder).ok().map(|metadata| metadata.dev());
+    let is_mounted = |folder: &PathBuf| match (device(folder), folder.parent().and_then(device)) {
+        (Some(own), Some(above)) => own != above,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    !layout.folders().any(is_mounted)
 }
 
 fn is_cluster(data: &Path) -> bool {

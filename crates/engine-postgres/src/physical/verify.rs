@@ -116,7 +116,10 @@ impl Check<'_> {
         }
         self.report.checked.push(format!("{files} files of the data directory read"));
         match manifest {
-            Some(manifest) => self.manifest(manifest).await,
+            Some(manifest) => match self.manifest(manifest).await {
+                Err(error) if is_damage(&error) => self.find(format!("{MANIFEST}: {}", error.chain())),
+                result => result,
+            },
             None => self.find("the server's manifest is missing".to_owned()),
         }
     }

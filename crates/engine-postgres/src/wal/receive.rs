@@ -105,7 +105,7 @@ impl Receiver {
                 cx.warn(format!("a full backup was taken after the gap: {}", manifest.id));
             }
             None => {
-                cx.warn("moments after the gap can be reached only from a physical backup taken after it".to_owned())
+                cx.warn("moments after the gap can be reached only from a physical backup taken after it");
             }
         }
         Ok(())
@@ -284,13 +284,13 @@ impl Session<'_> {
                     }
                     Received::Keepalive { reply: true, .. } => {
                         // A server that shuts down waits until all of its log is flushed here.
-                        stage.ship_piece(&mut depot)?;
+                        stage.ship_piece(&mut depot);
                         stream.confirm(stage.position(), durable, Reply::NotNeeded).await?;
                     }
                     Received::Keepalive { .. } => {}
                     Received::Ended => break Why::Ended,
                 },
-                () = sleep_until(piece_due), if piece_due.is_some() => stage.ship_piece(&mut depot)?,
+                () = sleep_until(piece_due), if piece_due.is_some() => stage.ship_piece(&mut depot),
                 _ = status.tick() => stream.confirm(stage.position(), durable, Reply::NotNeeded).await?,
             }
         };
@@ -307,7 +307,7 @@ impl Session<'_> {
 
     /// Archives everything that was received.
     async fn flush(&self, stage: &mut Stage, depot: &mut Depot) -> Result<()> {
-        stage.ship_piece(depot)?;
+        stage.ship_piece(depot);
         while !depot.is_empty() {
             depot.next().await?;
         }

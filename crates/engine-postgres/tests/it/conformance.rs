@@ -1,9 +1,9 @@
-//! The suite that every engine runs. Joined to `main.rs` (`mod conformance;`) once `backup-testkit` has the suite.
+//! The suite that every engine runs, for each of the two modes.
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use backup_core::engine::Engine;
+use backup_core::engine::{Engine, Place, RestoreTarget};
 use backup_testkit::conformance::engine::Subject;
 use backup_testkit::{PrivatePostgres, engine_conformance};
 
@@ -64,3 +64,63 @@ impl Subject for Cluster {
 }
 
 engine_conformance!(cluster, Cluster::start());
+
+/// The same server, saved physically and restored into a folder.
+struct Files {
+    cluster: Cluster,
+    target: tempfile::TempDir,
+}
+
+impl Files {
+    fn start() -> Self {
+        Self { cluster: Cluster::start(), target: open_folder() }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.target.path().join("restored")
+    }
+}
+
+#[async_trait]
+impl Subject for Files {
+    fn engine(&self) -> Engine {
+        self.cluster.configured("modes: [physical]")
+    }
+
+    fn engine_for_nothing(&self) -> Engine {
+        crate::support::build("{ modes: [physical], socket: /no/such/folder, run_as: root }").unwrap()
+    }
+
+    /// The live server's, until there is a restored one.
+    async fn state(&self) -> String {
+        let data = self.folder().join("data");
+        if data.exists() {
+            let copy = self.cluster.server.on_data(&data);
+            return format!("{:?} {:?}", copy.dump("app"), crate::support::databases(&copy));
+        }
+        self.cluster.state().await
+    }
+
+    async fn destroy(&self) {
+        std::fs::remove_dir_all(self.folder()).unwrap_or_default();
+    }
+
+    fn target(&self) -> RestoreTarget {
+        RestoreTarget { place: Place::Folder(self.folder()), ..RestoreTarget::default() }
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.cluster.scratch()
+    }
+
+    fn surroundings(&self) -> Vec<PathBuf> {
+        vec![self.target.path().to_owned(), self.scratch()]
+    }
+
+    fn secrets(&self) -> Vec<String> {
+        self.cluster.secrets()
+    }
+}
+
+engine_conformance!(@tests files, Files::start(), late_failure_is_not_committed, truncation_is_refused,
+    cancellation_leaves_nothing_behind, empty_run_is_refused, verify_finds_one_flipped_bit, secrets_appear_nowhere);

@@ -1,6 +1,7 @@
 //! The engine against real, private PostgreSQL servers.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 
+mod altered;
 mod backup;
 mod conformance;
 mod drill;

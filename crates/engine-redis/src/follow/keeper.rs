@@ -98,15 +98,13 @@ impl Keeper {
         drop(queue);
         // Why it ended early was told already.
         let Some(mut task) = task else { return Ok(()) };
-        match tokio::time::timeout(FLUSH_LIMIT, &mut task).await {
-            Ok(ended) => ended.map_err(panicked)?,
-            Err(_) => {
-                task.abort();
-                let left = given.saturating_sub(progress.borrow().bytes);
-                Err(Error::new(ErrorKind::Incomplete, format!("the last {left} bytes could not be archived in time"))
-                    .hint("the server has them as long as its replication backlog goes back: follow it again soon"))
-            }
+        if let Ok(ended) = tokio::time::timeout(FLUSH_LIMIT, &mut task).await {
+            return ended.map_err(panicked)?;
         }
+        task.abort();
+        let left = given.saturating_sub(progress.borrow().bytes);
+        Err(Error::new(ErrorKind::Incomplete, format!("the last {left} bytes could not be archived in time"))
+            .hint("the server has them as long as its replication backlog goes back: follow it again soon"))
     }
 }
 

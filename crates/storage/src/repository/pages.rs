@@ -1,8 +1,10 @@
 //! Writes a file of pages: those that did not change become pieces of chunks that are stored already, the others are
 //! stored together, in the order of the file, however far apart they are.
 //!
-//! Invariant: memory is bounded by [`RUN_BYTES`] and [`MAX_PARTS`], whatever the file; a page is taken from the earlier
-//! snapshot only when its keyed hash is the same and the repository has its chunk.
+//! Invariant: a page is taken from the earlier snapshot only when its hash is the same and the repository has its chunk;
+//! a page that was not seen as a whole has no hash.
+
+mod output;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,19 +13,12 @@ use backup_core::error::Result;
 use backup_core::sink::nothing_to_keep;
 use bytes::{Bytes, BytesMut};
 
-use super::chunker::Cut;
 use super::content::{ChunkId, ContentList, Extent};
 use super::earlier::{EarlierContent, EarlierPages};
-use super::pack::Class;
-use super::page_map::{HASH_BYTES, Hashes, MAX_INLINE_PAGES, PageHash, PageKey, PageMap, UNKNOWN_PAGE, ZERO_PAGE};
+use super::page_map::{PageHash, PageKey, PageMap, UNKNOWN_PAGE, ZERO_PAGE};
 use super::pipeline::{Pipeline, Tally};
-use super::stream::{ChunkWriter, ListBuilder};
+use output::{HashWriter, Output};
 
-/// New pages are stored together until they fill a chunk of this size. Larger chunks compress hardly better, and cost
-/// more when a single page of one is wanted.
-const RUN_BYTES: usize = 256 * 1024;
-/// A run ends early when so many pieces lie between its pages: they wait for its chunk's id.
-const MAX_PARTS: usize = 4096;
 /// So much is kept at a time: the extents of more would take too much memory.
 pub(super) const KEEP_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -194,7 +189,7 @@ impl PageWriter {
     /// Whether the earlier snapshot has this very page here, and the repository has it; then `found` says where.
     async fn is_unchanged(&mut self, start: u64, length: u64, hash: PageHash) -> bool {
         let Some(earlier) = &mut self.earlier else { return false };
-        if earlier.hash(start, length).await != Some(hash) {
+        if hash == UNKNOWN_PAGE || earlier.hash(start, length).await != Some(hash) {
             return false;
         }
         self.found.clear();
@@ -311,136 +306,4 @@ fn is_zero(page: &[u8]) -> bool {
 
 fn hole(length: u64) -> Extent {
     Extent { chunk: ChunkId::HOLE, offset: 0, length }
-}
-
-/// A piece of the file.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    /// Somewhere already.
-    Stored(Extent),
-    /// In the chunk that is being filled.
-    Fresh { offset: u32, length: u64 },
-}
-
-/// Puts pieces in order: new ones gather in a chunk, and stored ones between them wait for its id.
-struct Output {
-    pipeline: Arc<Pipeline>,
-    tally: Arc<Tally>,
-    list: ListBuilder,
-    run: BytesMut,
-    parts: Vec<Part>,
-    /// Whether a chunk was filled: only then the next one gets all of its memory at once. Most files are small.
-    large: bool,
-}
-
-impl Output {
-    fn new(setup: &PageSetup) -> Self {
-        Self {
-            pipeline: Arc::clone(&setup.pipeline),
-            tally: Arc::clone(&setup.tally),
-            list: ListBuilder::default(),
-            run: BytesMut::new(),
-            parts: Vec::new(),
-            large: false,
-        }
-    }
-
-    /// Appends what is stored already.
-    async fn stored(&mut self, extent: Extent) -> Result<()> {
-        if self.run.is_empty() {
-            return self.list.push(&self.pipeline, &self.tally, extent).await;
-        }
-        match self.parts.last_mut() {
-            Some(Part::Stored(last)) if last.continues_with(&extent) => last.length += extent.length,
-            _ => self.parts.push(Part::Stored(extent)),
-        }
-        if self.parts.len() < MAX_PARTS { Ok(()) } else { self.cut().await }
-    }
-
-    /// Appends new bytes.
-    async fn fresh(&mut self, mut data: &[u8]) -> Result<()> {
-        while !data.is_empty() {
-            let (piece, rest) = data.split_at(data.len().min(RUN_BYTES - self.run.len()));
-            let (offset, length) = (self.run.len() as u32, piece.len() as u64);
-            match self.parts.last_mut() {
-                Some(Part::Fresh { length: last, .. }) => *last += length,
-                _ => self.parts.push(Part::Fresh { offset, length }),
-            }
-            if self.run.is_empty() && self.large {
-                self.run.reserve(RUN_BYTES);
-            }
-            self.run.extend_from_slice(piece);
-            if self.run.len() == RUN_BYTES {
-                self.large = true;
-                self.cut().await?;
-            }
-            data = rest;
-        }
-        Ok(())
-    }
-
-    /// Stores the chunk that was being filled.
-    async fn cut(&mut self) -> Result<()> {
-        if self.run.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.pipeline.store(Class::Content, self.run.split().freeze(), &self.tally).await?;
-        for part in self.parts.drain(..) {
-            let extent = match part {
-                Part::Stored(extent) => extent,
-                Part::Fresh { offset, length } => Extent { chunk, offset, length },
-            };
-            self.list.push(&self.pipeline, &self.tally, extent).await?;
-        }
-        Ok(())
-    }
-
-    async fn finish(mut self) -> Result<ContentList> {
-        self.cut().await?;
-        self.list.finish(&self.pipeline, &self.tally).await
-    }
-}
-
-/// Collects the hashes of a file's pages; past a limit they become a stream of their own.
-struct HashWriter {
-    pipeline: Arc<Pipeline>,
-    tally: Arc<Tally>,
-    inline: Vec<u8>,
-    listed: Option<ChunkWriter>,
-}
-
-impl HashWriter {
-    fn new(setup: &PageSetup) -> Self {
-        let (pipeline, tally) = (Arc::clone(&setup.pipeline), Arc::clone(&setup.tally));
-        Self { pipeline, tally, inline: Vec::new(), listed: None }
-    }
-
-    async fn push(&mut self, hash: PageHash) -> Result<()> {
-        if self.inline.len() >= MAX_INLINE_PAGES * HASH_BYTES {
-            self.spill().await?;
-        }
-        self.inline.extend_from_slice(&hash);
-        Ok(())
-    }
-
-    async fn spill(&mut self) -> Result<()> {
-        let (pipeline, tally) = (&self.pipeline, &self.tally);
-        let listed = self.listed.get_or_insert_with(|| {
-            ChunkWriter::new(Arc::clone(pipeline), Arc::clone(tally), Class::Meta, Cut::Listing)
-        });
-        let hashes = Bytes::copy_from_slice(&self.inline);
-        self.inline.clear();
-        listed.write(hashes).await
-    }
-
-    async fn finish(mut self) -> Result<Hashes> {
-        if self.listed.is_none() {
-            return Ok(Hashes::Inline(self.inline));
-        }
-        self.spill().await?;
-        match self.listed {
-            Some(listed) => Ok(Hashes::Listed(listed.finish().await?)),
-            None => Ok(Hashes::Inline(Vec::new())),
-        }
-    }
 }

@@ -1,5 +1,5 @@
 //! Sorts the records of a tree whose entries came in any order: in memory, and past a limit by merging sorted runs
-//! that lie in a temporary file without a name.
+//! that lie in temporary files without names.
 //!
 //! Invariant: memory is bounded by [`BUFFER_BYTES`], [`MAX_RUNS`] and [`READ_BYTES`], however many records there are;
 //! records leave in strictly ascending order of their paths.
@@ -20,7 +20,7 @@ use backup_core::tree::TreePath;
 const BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// What a record costs in memory besides its bytes.
 const RECORD_BYTES: usize = 96;
-/// So many runs are merged at a time; more are merged into one first.
+/// So many runs of a level become one of the next: 64 runs of 8 MiB are the listing of some two million files.
 const MAX_RUNS: usize = 64;
 /// So much of each run is read ahead.
 const READ_BYTES: usize = 64 * 1024;
@@ -41,19 +41,26 @@ pub(super) struct Sorter {
     limit: usize,
     buffer: Vec<Sortable>,
     bytes: usize,
-    /// Where in `file` the runs lie.
+    levels: Vec<Level>,
+}
+
+/// Sorted runs of about the same length; those of each level are [`MAX_RUNS`] times as long as those of the one before.
+#[derive(Debug)]
+struct Level {
+    /// It has no name.
+    file: Arc<File>,
+    /// Where in it the runs begin and end.
     runs: Vec<(u64, u64)>,
-    file: Option<Arc<File>>,
 }
 
 impl Sorter {
-    /// A sorter whose temporary file, if it ever needs one, lies in `folder`.
+    /// A sorter whose temporary files, if it ever needs any, lie in `folder`.
     pub(super) fn new(folder: &Path) -> Self {
         Self::limited(folder, BUFFER_BYTES)
     }
 
     fn limited(folder: &Path, limit: usize) -> Self {
-        Self { folder: folder.to_owned(), limit, buffer: Vec::new(), bytes: 0, runs: Vec::new(), file: None }
+        Self { folder: folder.to_owned(), limit, buffer: Vec::new(), bytes: 0, levels: Vec::new() }
     }
 
     /// Adds a record. `true`: the buffer is full, [`Sorter::spill`] it.
@@ -65,53 +72,58 @@ impl Sorter {
 
     /// Writes what is in memory as a sorted run. Blocks.
     pub(super) fn spill(mut self) -> Result<Self> {
-        let failed =
-            |folder: &Path, source| Error::io("cannot write a temporary file for a tree's listing", folder, source);
         let mut buffer = std::mem::take(&mut self.buffer);
         self.bytes = 0;
         buffer.sort_by(|a, b| a.path.cmp(&b.path));
-        let run = self.write_run(buffer.into_iter().map(Ok)).map_err(|source| failed(&self.folder, source))?;
-        self.runs.push(run);
-        if self.runs.len() >= MAX_RUNS {
-            let merged = self.merge_runs().map_err(|source| failed(&self.folder, source))?;
-            self.runs = vec![merged];
+        match self.write_run(0, buffer.into_iter().map(Ok)).and_then(|()| self.merge_levels()) {
+            Ok(()) => Ok(self),
+            Err(source) => Err(Error::io("cannot write a temporary file for a tree's listing", &self.folder, source)),
         }
-        Ok(self)
     }
 
-    fn write_run(&mut self, records: impl Iterator<Item = io::Result<Sortable>>) -> io::Result<(u64, u64)> {
-        let file = match &self.file {
-            Some(file) => Arc::clone(file),
-            None => Arc::clone(self.file.insert(Arc::new(tempfile::tempfile_in(&self.folder)?))),
-        };
-        let start = (&*file).seek(SeekFrom::End(0))?;
-        let mut out = BufWriter::with_capacity(READ_BYTES, &*file);
+    fn write_run(&mut self, level: usize, records: impl Iterator<Item = io::Result<Sortable>>) -> io::Result<()> {
+        while self.levels.len() <= level {
+            self.levels.push(Level { file: Arc::new(tempfile::tempfile_in(&self.folder)?), runs: Vec::new() });
+        }
+        let Level { file, runs } = &mut self.levels[level];
+        let start = (&**file).seek(SeekFrom::End(0))?;
+        let mut out = BufWriter::with_capacity(READ_BYTES, &**file);
         for record in records {
             put(&mut out, &record?)?;
         }
         out.flush()?;
         drop(out);
-        Ok((start, (&*file).stream_position()?))
+        runs.push((start, (&**file).stream_position()?));
+        Ok(())
     }
 
-    /// Merges all runs into one, behind them in the same file.
-    fn merge_runs(&mut self) -> io::Result<(u64, u64)> {
-        let merge = Merge::new(self.readers(), Vec::new())?;
-        self.write_run(merge)
-    }
-
-    fn readers(&self) -> Vec<RunReader> {
-        let Some(file) = &self.file else { return Vec::new() };
-        let open = |(start, end): &(u64, u64)| Stretch { file: Arc::clone(file), at: *start, end: *end };
-        self.runs.iter().map(|run| BufReader::with_capacity(READ_BYTES, open(run))).collect()
+    /// Merges the runs of levels that are full into one of the next, and gives their space back.
+    fn merge_levels(&mut self) -> io::Result<()> {
+        let mut level = 0;
+        while self.levels.get(level).is_some_and(|level| level.runs.len() >= MAX_RUNS) {
+            let merge = Merge::new(self.levels[level].readers().collect(), Vec::new())?;
+            self.write_run(level + 1, merge)?;
+            self.levels[level].runs.clear();
+            self.levels[level].file.set_len(0)?;
+            level += 1;
+        }
+        Ok(())
     }
 
     /// The records in the order of their paths. Reading them blocks for a moment at a time when there are runs.
     pub(super) fn finish(mut self) -> Result<Sorted> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.sort_by(|a, b| a.path.cmp(&b.path));
-        let merge = Merge::new(self.readers(), buffer).map_err(unreadable)?;
+        let readers = self.levels.iter().flat_map(Level::readers).collect();
+        let merge = Merge::new(readers, buffer).map_err(unreadable)?;
         Ok(Sorted { merge, last: None })
+    }
+}
+
+impl Level {
+    fn readers(&self) -> impl Iterator<Item = RunReader> {
+        let open = |(start, end): &(u64, u64)| Stretch { file: Arc::clone(&self.file), at: *start, end: *end };
+        self.runs.iter().map(move |run| BufReader::with_capacity(READ_BYTES, open(run)))
     }
 }
 
@@ -300,7 +312,7 @@ mod tests {
     #[test]
     fn more_runs_than_are_merged_at_a_time() {
         let records: Vec<Sortable> =
-            (0..5 * MAX_RUNS).map(|n| record(&format!("{:05}", n * 7919 % 10_007), n)).collect();
+            (0..MAX_RUNS * MAX_RUNS + 100).map(|n| record(&format!("{:05}", n * 7919 % 10_007), n % 50)).collect();
         let mut expected = records.clone();
         expected.sort_by(|a, b| a.path.cmp(&b.path));
         assert!(sort(&records, 1).unwrap() == expected);

@@ -46,6 +46,13 @@ pub(super) struct RepositoryTree {
     sorter: Option<Sorter>,
     bytes: u64,
     earlier: Option<EarlierTree>,
+    found: Option<Found>,
+}
+
+/// A file of the earlier snapshot.
+struct Found {
+    entry: TreeEntry,
+    content: EarlierContent,
 }
 
 impl RepositoryTree {
@@ -55,13 +62,17 @@ impl RepositoryTree {
             TreeOrder::Any { scratch } => Some(Sorter::new(scratch)),
         };
         let (listing, maps) = (Records::new(&setup), Records::new(&setup));
-        Self { setup, listing, maps, is_mapped: false, order: Ordered::new(), sorter, bytes: 0, earlier }
+        Self { setup, listing, maps, is_mapped: false, order: Ordered::new(), sorter, bytes: 0, earlier, found: None }
     }
 
-    async fn find_earlier(&mut self, path: &TreePath) -> Option<(TreeEntry, EarlierContent)> {
+    /// What the earlier snapshot has at `path`. The last answer is remembered: files are asked for, then written.
+    async fn find_earlier(&mut self, path: &TreePath) -> Option<&mut Found> {
         let earlier = self.earlier.as_mut()?;
-        let file = earlier.find(path).await?;
-        Some((file.entry.clone(), earlier.start(file)))
+        if self.found.as_ref().is_none_or(|found| found.entry.path != *path) {
+            let file = earlier.find(path).await;
+            self.found = file.map(|file| Found { entry: file.entry.clone(), content: earlier.start(file) });
+        }
+        self.found.as_mut()
     }
 
     /// Makes room for what waits, by writing what is complete.
@@ -134,24 +145,24 @@ impl TreeSink for RepositoryTree {
     }
 
     async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool> {
-        let Some((found, earlier)) = self.find_earlier(&entry.path).await else { return Ok(false) };
+        let Some(found) = self.find_earlier(&entry.path).await else { return Ok(false) };
         // Content whose chunks are gone must be read again: this is how damage heals.
-        if !entry.same_file(&found) || !earlier.is_whole().await {
+        if !entry.same_file(&found.entry) || !found.content.is_whole().await {
             return Ok(false);
         }
-        let (content, map) = earlier.into_parts();
+        let (content, map) = found.content.clone().into_parts();
         self.order.push(Listed { entry: Box::new(entry.clone()), content, map });
         self.settle().await?;
         Ok(true)
     }
 
     async fn earlier_length(&mut self, path: &TreePath) -> Result<Option<u64>> {
-        let Some((_, earlier)) = self.find_earlier(path).await else { return Ok(None) };
-        Ok(earlier.is_whole().await.then(|| earlier.length()))
+        let Some(found) = self.find_earlier(path).await else { return Ok(None) };
+        Ok(found.content.is_whole().await.then(|| found.content.length()))
     }
 
     async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<Box<dyn FileSink>> {
-        let earlier = self.find_earlier(&path).await.map(|(_, content)| content);
+        let earlier = self.find_earlier(&path).await.map(|found| found.content.clone());
         let place = self.order.reserve(path);
         self.settle().await?;
         Ok(Box::new(RepositoryFile::new(self.setup.clone(), hint, earlier, place)))

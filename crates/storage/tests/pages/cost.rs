@@ -165,7 +165,7 @@ async fn a_file_of_twenty_thousand_pieces_is_read_without_fetching_anything_twic
     let content = |round: u64| {
         let mut content = vec![0; FILE_PAGES * 4096];
         for (number, page) in content.chunks_exact_mut(4096).enumerate() {
-            let version = (1..=round).rfind(|round| (number as u64 + round) % 5 == 0).unwrap_or(0);
+            let version = (1..=round).rfind(|round| (number as u64 + round).is_multiple_of(5)).unwrap_or(0);
             page.fill(1 + (number % 250) as u8);
             page[..16].copy_from_slice(&noise(16, number as u64 * 10 + version + 1));
         }

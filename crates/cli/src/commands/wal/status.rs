@@ -1,14 +1,20 @@
-//! `stackward wal status`: what the archive holds of each server's log, and what is missing.
+//! `stackward wal status`: what the archive holds of each server's log, what is missing, and whether the server agrees.
 
-use backup_core::{Result, SourceName};
-use engine_postgres::wal::{Chain, Span};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backup_core::engine::EngineSetup;
+use backup_core::host::LocalHost;
+use backup_core::{Result, SegmentLog, SourceName, Timeline};
+use engine_postgres::wal::{Chain, ServerView, Span};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{log, server, servers};
 use crate::exit::Exit;
 use crate::output::{self, Align, Table};
 use crate::session::Session;
-use crate::stack::{Access, Stack};
+use crate::stack::{Access, Part, Stack};
 
 pub(super) async fn run(session: &Session<'_>, source: Option<&SourceName>) -> Result<Exit> {
     let stack = Stack::load(session)?;
@@ -20,15 +26,83 @@ pub(super) async fn run(session: &Session<'_>, source: Option<&SourceName>) -> R
     let mut told = Vec::new();
     for part in parts {
         let log = log(session, &stack, part.name(), Access::Write).await?;
-        let spans = Chain::read(&log).await?.map(|chain| chain.spans()).unwrap_or_default();
+        let chain = Chain::read(&log).await?;
+        let spans = chain.as_ref().map(Chain::spans).unwrap_or_default();
         show(session, part.name(), &spans);
-        if spans.iter().any(|span| !span.holes.is_empty()) {
+        let server = ask(session, &stack, part).await;
+        let complaints = server.as_ref().map(|server| server.complaints(chain.as_ref())).unwrap_or_default();
+        let lag = server.as_ref().zip(chain.as_ref()).and_then(|(server, chain)| server.lag(chain));
+        let behind = match (lag, spans.last()) {
+            (Some(0), _) => Some(0.0),
+            (Some(_), Some(span)) => seconds_behind(&log, span).await,
+            _ => None,
+        };
+        show_server(session, part.name(), lag, behind, &complaints);
+        if spans.iter().any(|span| !span.holes.is_empty()) || !complaints.is_empty() {
             exit = Exit::Damage;
         }
-        told.push(json!({ "name": part.name(), "timelines": spans }));
+        told.push(json!({
+            "name": part.name(), "timelines": spans, "server": server, "lag_bytes": lag, "lag_seconds": behind,
+            "complaints": complaints.iter().map(|(told, _)| told).collect::<Vec<_>>(),
+        }));
     }
     session.output.result("wal status", exit, &json!({ "sources": told }));
     Ok(exit)
+}
+
+/// What the server says; it may be away, which is a reason to look at the archive, not to fail.
+async fn ask(session: &Session<'_>, stack: &Stack, part: &Part) -> Option<ServerView> {
+    let (name, config) = (part.name(), &part.config.config);
+    let setup = EngineSetup { name, config, folder: &stack.folder, host: Arc::new(LocalHost) };
+    match ServerView::ask(&setup).await {
+        Ok(view) => Some(view),
+        Err(error) => {
+            session.output.warn(format!("{name}: the server cannot be asked: {}", error.chain()));
+            None
+        }
+    }
+}
+
+/// How long ago the archive's end was the server's.
+async fn seconds_behind(log: &SegmentLog, span: &Span) -> Option<f64> {
+    let timeline = Timeline::new(format!("{:08X}", span.timeline)).ok()?;
+    let last = log
+        .segments(&timeline)
+        .await
+        .ok()?
+        .into_iter()
+        .rev()
+        .find(|entry| entry.id.name.as_str() >= span.last.as_str())?;
+    let record = log.record(&last.id).await.ok()?;
+    let time = record.meta.marks.last().map_or(record.stored, |mark| mark.time);
+    Some(Timestamp::now().duration_since(time).as_secs_f64().max(0.0))
+}
+
+fn show_server(
+    session: &Session<'_>,
+    source: &SourceName,
+    lag: Option<u64>,
+    behind: Option<f64>,
+    complaints: &[(String, &str)],
+) {
+    let out = &session.output;
+    match (lag, behind) {
+        (Some(0), _) => out.line(format!("{source}: everything that the server has flushed is archived")),
+        (Some(bytes), Some(seconds)) => {
+            let since = output::span(Duration::from_secs_f64(seconds));
+            out.line(format!(
+                "{source}: the server is {} ahead of the archive, whose end is {since} old",
+                output::bytes(bytes)
+            ));
+        }
+        (Some(bytes), None) => {
+            out.line(format!("{source}: the server is {} ahead of the archive", output::bytes(bytes)));
+        }
+        (None, _) => {}
+    }
+    for (told, hint) in complaints {
+        out.complain(&format!("{source}: {told}"), Some(hint));
+    }
 }
 
 fn show(session: &Session<'_>, source: &SourceName, spans: &[Span]) {

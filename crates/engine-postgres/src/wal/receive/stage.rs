@@ -98,14 +98,13 @@ impl Stage {
     }
 
     /// Hands over what was received since the last piece, if anything.
-    pub(super) fn ship_piece(&mut self, depot: &mut Depot) -> Result<()> {
+    pub(super) fn ship_piece(&mut self, depot: &mut Depot) {
         self.waiting = None;
         if self.filled > self.shipped {
             let marks = self.marks.0.clone();
             depot.push(Parcel { segment: self.segment, size: self.size, range: self.range(self.shipped), marks });
             self.shipped = self.filled;
         }
-        Ok(())
     }
 
     fn range(&self, from: u64) -> Range {

@@ -42,10 +42,11 @@ async fn archived() -> (PrivateRedis, MemorySink, Archive) {
     let server = sample(&[]);
     let sink = MemorySink::default();
     let archive = Archive { sink: Arc::new(sink.clone()) };
-    let following = archive.follow(&engine(&server, QUICK));
+    let following = archive.follow(&engine(&server, "follow: { segment_age: 1s, segment_bytes: 65536 }"));
     following.tells("following").await;
+    let value = "x".repeat(40_000);
     for round in 0..5 {
-        server.pipe(&format!("SET round {round}\n"));
+        server.pipe(&format!("SET round {round}\nSET a {value}\nSET b {value}\n"));
         following.archived(&server).await;
     }
     following.stop().await.unwrap();

@@ -1,0 +1,201 @@
+//! What the server says of its log: where it is, what it believes was archived, and what its slot keeps. `wal status` compares
+//! that with the archive.
+
+use backup_core::engine::EngineSetup;
+use backup_core::error::Result;
+use backup_core::position::Lsn;
+use serde::Serialize;
+
+use super::chain::Chain;
+use super::names::WalFile;
+use crate::config::{Settings, WalMode};
+use crate::default_slot;
+use crate::server::Server;
+use crate::sql::literal;
+use crate::wire::{Connection, Purpose};
+
+/// What the server says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ServerView {
+    /// Up to where its log is flushed.
+    pub flushed: Option<Lsn>,
+    /// The slot that the plan names, when the log is streamed.
+    pub slot: Option<SlotView>,
+    /// What the archiver did, when the log is pushed.
+    pub archiver: Option<ArchiverView>,
+}
+
+/// A replication slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SlotView {
+    /// Its name.
+    pub name: String,
+    /// Whether it is there.
+    pub exists: bool,
+    /// Whether somebody reads it now.
+    pub active: bool,
+    /// From where it keeps the log: up to there everything was confirmed.
+    pub restart: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+}
+
+/// `pg_stat_archiver`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArchiverView {
+    /// `archive_mode`.
+    pub mode: String,
+    /// The file that was archived last.
+    pub last_archived: Option<String>,
+    /// The file that failed last, when nothing succeeded since.
+    pub failing: Option<String>,
+}
+
+impl ServerView {
+    /// Asks the server of the plan.
+    ///
+    /// # Errors
+    /// Those of connecting, and of a role that may not ask.
+    pub async fn ask(setup: &EngineSetup<'_>) -> Result<Self> {
+        let settings = Settings::parse(setup.config, setup.folder)?;
+        let server = Server::of(&settings, std::sync::Arc::clone(&setup.host));
+        let database = settings.endpoint.database.clone().unwrap_or_else(|| "postgres".to_owned());
+        let mut session = Connection::connect(&server, Purpose::Sql(&database)).await?;
+        let flushed =
+            "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end";
+        let flushed = session.value(flushed).await?.and_then(|text| text.parse().ok());
+        let mut view = Self { flushed, ..Self::default() };
+        match settings.wal {
+            Some(WalMode::Stream) => {
+                let name = settings.slot.clone().unwrap_or_else(|| default_slot(setup.name));
+                view.slot = Some(SlotView::ask(&mut session, name).await?);
+            }
+            Some(WalMode::Push) => view.archiver = Some(ArchiverView::ask(&mut session).await?),
+            None => {}
+        }
+        session.close().await;
+        Ok(view)
+    }
+
+    /// Bytes that the server has flushed and the archive does not have.
+    #[must_use]
+    pub fn lag(&self, chain: &Chain) -> Option<u64> {
+        let end = chain.timelines().into_iter().filter_map(|timeline| chain.end(timeline)).max()?;
+        Some(self.flushed?.0.saturating_sub(end.0))
+    }
+
+    /// What does not agree with the archive, or will break it, as sentences; with what to do.
+    #[must_use]
+    pub fn complaints(&self, chain: Option<&Chain>) -> Vec<(String, &'static str)> {
+        let slot = self.slot.as_ref().and_then(|slot| slot.complaint(chain));
+        let archiver = self.archiver.iter().flat_map(|archiver| archiver.complaints(chain));
+        slot.into_iter().chain(archiver).collect()
+    }
+}
+
+impl SlotView {
+    async fn ask(session: &mut Connection, name: String) -> Result<Self> {
+        let sql = format!(
+            "select active::text, restart_lsn::text, wal_status from pg_replication_slots where slot_name = {}",
+            literal(&name)
+        );
+        let row = session.query(&sql).await?.into_iter().next().unwrap_or_default().into_iter().next();
+        let exists = row.is_some();
+        let mut cells = row.unwrap_or_default().into_iter();
+        let mut next = || cells.next().flatten();
+        let active = next().as_deref() == Some("true");
+        Ok(Self { name, exists, active, restart: next().and_then(|text| text.parse().ok()), wal_status: next() })
+    }
+
+    fn complaint(&self, chain: Option<&Chain>) -> Option<(String, &'static str)> {
+        let name = &self.name;
+        if !self.exists {
+            let told = format!("the server has no replication slot `{name}`: it keeps nothing for the archive");
+            return Some((told, "run `stackward wal receive`, which makes it"));
+        }
+        if self.wal_status.as_deref() == Some("lost") {
+            let told = format!("the replication slot `{name}` has lost log that was not archived");
+            return Some((
+                told,
+                "raise `max_slot_wal_keep_size`; drop the slot; `stackward wal receive` makes it anew",
+            ));
+        }
+        let end = chain.and_then(|chain| chain.timelines().into_iter().filter_map(|each| chain.end(each)).max());
+        match (self.restart, end) {
+            (Some(restart), Some(end)) if restart > end => {
+                let told = format!(
+                    "the replication slot `{name}` keeps the log from {restart} on, and the archive ends at {end}"
+                );
+                return Some((told, "somebody else reads this slot; name another in the plan, and take a new backup"));
+            }
+            _ => {}
+        }
+        (!self.active).then(|| {
+            let told = format!("nobody reads the replication slot `{name}`: the server's disk fills with log");
+            (told, "run `stackward wal receive`")
+        })
+    }
+}
+
+impl ArchiverView {
+    async fn ask(session: &mut Connection) -> Result<Self> {
+        let sql = "select current_setting('archive_mode'), last_archived_wal,
+                          case when last_archived_time is null or last_failed_time > last_archived_time
+                               then last_failed_wal end
+                     from pg_stat_archiver";
+        let mut row = session.row(sql).await?.into_iter();
+        let mut next = || row.next().flatten();
+        Ok(Self { mode: next().unwrap_or_default(), last_archived: next(), failing: next() })
+    }
+
+    fn complaints(&self, chain: Option<&Chain>) -> Vec<(String, &'static str)> {
+        let mut told = Vec::new();
+        if self.mode == "off" {
+            told.push((
+                "the server does not archive its log: `archive_mode` is off".to_owned(),
+                "set `archive_mode = on` and restart the server",
+            ));
+        }
+        if let Some(failing) = &self.failing {
+            let sentence = format!("the server cannot archive {failing}");
+            told.push((sentence, "its log says why; the disk fills with log meanwhile"));
+        }
+        if let Some(last) = &self.last_archived
+            && let Ok(WalFile::Segment(segment)) = last.parse()
+            && !chain.is_some_and(|chain| chain.has(segment))
+        {
+            let sentence = format!("the server believes that {last} is archived, and the archive does not have it");
+            told.push((sentence, "is `archive_command` another one's? does it push under this source's name?"));
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::chain::tests::{MIB, chain};
+
+    #[test]
+    fn what_does_not_agree_is_told() {
+        let archive = chain(&[(1, &[3, 4])], &[]);
+        let slot = |exists, active, restart: u64, status: &str| SlotView {
+            name: "s".to_owned(),
+            exists,
+            active,
+            restart: Some(Lsn(restart)),
+            wal_status: Some(status.to_owned()),
+        };
+        let said = |slot: SlotView| {
+            let view = ServerView { slot: Some(slot), ..ServerView::default() };
+            view.complaints(Some(&archive)).into_iter().map(|(told, _)| told).collect::<String>()
+        };
+        assert_eq!(said(slot(true, true, 5 * MIB, "reserved")), "");
+        assert!(said(slot(false, false, 0, "")).contains("no replication slot"));
+        assert!(said(slot(true, false, 5 * MIB, "lost")).contains("lost"));
+        assert!(said(slot(true, true, 5 * MIB + 1, "reserved")).contains("archive ends"));
+        assert!(said(slot(true, false, 5 * MIB, "reserved")).contains("nobody reads"));
+        let view = ServerView { flushed: Some(Lsn(6 * MIB)), ..ServerView::default() };
+        assert_eq!(view.lag(&archive), Some(MIB));
+    }
+}
