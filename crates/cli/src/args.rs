@@ -250,6 +250,7 @@ pub enum DepthArg {
 
 /// Options of `restore`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct RestoreArgs {
     /// The snapshot; `latest` is the newest in which every chosen source is complete
     #[arg(default_value = "latest")]

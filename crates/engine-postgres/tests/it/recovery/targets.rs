@@ -1,9 +1,11 @@
 //! Every kind of moment.
 
-use backup_core::engine::Moment;
+use backup_core::engine::{Afterwards, Moment, RestoreTarget};
+use backup_core::log::SegmentMeta;
+use engine_postgres::wal::WalFile;
 use jiff::Timestamp;
 
-use super::support::{Restored, archived};
+use super::support::{Restored, archived, into};
 
 /// The pages of pgbench agree with each other at every moment.
 const BALANCED: &str = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches) \
@@ -56,4 +58,35 @@ async fn every_kind_of_moment_is_reached_row_by_row() {
         }
     });
     futures::future::join_all(checks).await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_log_may_be_there_in_pieces_and_in_the_midst_of_a_record() {
+    let db = archived("");
+    db.back_up().await;
+    db.step(1);
+    db.push().await;
+    let segment = db.segment();
+    db.step(2);
+    db.push().await;
+    let log = db.archive_with(|name, content| (name < segment.as_str()).then_some(content)).await;
+    let bytes = std::fs::read(db.archive.join(&segment)).unwrap();
+    let system = db.server.sql("postgres", "select system_identifier from pg_control_system()");
+    // As the receiver keeps them: they overlap, and end anywhere.
+    for (from, to) in [(0_usize, 20_001), (10_000, 40_003)] {
+        let id = format!("{segment}.{from:08X}-{to:08X}.piece").parse::<WalFile>().unwrap().id().unwrap();
+        let details = [("system", serde_json::json!(system)), ("segment_size", serde_json::json!(1 << 20))];
+        let details = details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let meta = SegmentMeta { details, ..SegmentMeta::default() };
+        log.put(&id, meta, Box::new(std::io::Cursor::new(bytes[from..to].to_vec()))).await.unwrap();
+    }
+    let restored = Restored::new(&db.server);
+    let latest = RestoreTarget { afterwards: Afterwards::Start, ..into(&restored.target(), Moment::Latest) };
+    let (_, report) = db.recover_with(&log, &latest).await.unwrap();
+    assert_eq!((restored.steps().as_str(), restored.sql(BALANCED).as_str()), ("1", "t"), "{report:?}");
+    let told = report.restored.join("\n");
+    let begin = u64::from_str_radix(&segment[16..], 16).unwrap() << 20;
+    let lsn = told.split("the record at 0/").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+    let lsn = u64::from_str_radix(lsn, 16).unwrap();
+    assert!((begin + 20_001..begin + 40_003).contains(&lsn), "{told}");
 }
