@@ -14,9 +14,9 @@ use backup_core::sink::{
     UnreadableSnapshot,
 };
 use backup_core::{RunContext, SnapshotId, SourceName, Timeline};
-use backup_testkit::{Disturbance, DisturbedSink, MemorySink};
+use backup_testkit::{Action, Disturbance, DisturbedSink, MemorySink};
 
-use super::support::{Archive, QUICK, acknowledged, offset, until};
+use super::support::{Archive, QUICK, acknowledged, info, offset, until};
 use crate::support::{engine, sample};
 
 /// A sink whose logs take nothing while it is full.
@@ -201,4 +201,31 @@ async fn a_snapshot_that_fails_is_taken_again() {
         assert!(end <= offset(&server));
         assert_eq!(archive.digest_at(Moment::Latest).await, server.digest());
     }
+}
+
+/// The server gets rid of its snapshot, and goes on to the stream, while the repository still takes the first of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_slow_repository_does_not_hold_the_server_up() {
+    let server = sample(&[]);
+    server.fill(60_000, 1000);
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(Some(gate));
+    let action = Action::new(move |_| {
+        // The first operation waits until it is let go; a sender that is gone lets go, too.
+        if let Some(gate) = gate.lock().unwrap().take() {
+            let _let_go = gate.recv();
+        }
+    });
+    let inner: Arc<dyn Sink> = Arc::new(MemorySink::default());
+    let archive = Archive { sink: Arc::new(DisturbedSink::new(inner, Disturbance::Act(action))) };
+    let following = archive.follow(&engine(&server, QUICK));
+    let online = || info(&server, "slave0").is_some_and(|replica| replica.contains("state=online"));
+    until(online, || info(&server, "slave0").unwrap_or_default()).await;
+    server.pipe("SET during 1\n");
+    assert_eq!(acknowledged(&server), Some(0), "nothing is durable yet");
+    release.send(()).unwrap();
+    following.tells("took the snapshot").await;
+    following.archived(&server).await;
+    following.stop().await.unwrap();
+    assert_eq!(archive.digest_at(Moment::Latest).await, server.digest());
 }
