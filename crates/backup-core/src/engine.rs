@@ -210,6 +210,20 @@ pub struct RestoreTarget {
     pub rename: Option<String>,
     /// The moment to recover to. Anything but [`Moment::Snapshot`] comes with a snapshot from [`Restorer::choose`].
     pub moment: Moment,
+    /// Folders that were elsewhere on the server and shall go to another place now, for engines that have such: tablespaces.
+    pub relocate: BTreeMap<PathBuf, PathBuf>,
+    /// What happens to a server that was restored as files.
+    pub afterwards: Afterwards,
+}
+
+/// What happens to a server that was restored as files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Afterwards {
+    /// The operator starts it.
+    #[default]
+    Leave,
+    /// It is started, and the restore ends when it can be used. Engines that restore no data directory of a server ignore it.
+    Start,
 }
 
 impl Default for RestoreTarget {
@@ -220,6 +234,8 @@ impl Default for RestoreTarget {
             select: Vec::new(),
             rename: None,
             moment: Moment::Snapshot,
+            relocate: BTreeMap::new(),
+            afterwards: Afterwards::Leave,
         }
     }
 }
@@ -240,6 +256,8 @@ pub enum Existing {
     Refuse,
     /// Replace what the restore brings, as told by `--force`.
     Replace,
+    /// As `Replace`, but what is the same already stays, as told by `--delta`. Engines that cannot compare replace.
+    Update,
 }
 
 impl Existing {

@@ -250,6 +250,7 @@ pub enum DepthArg {
 
 /// Options of `restore`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct RestoreArgs {
     /// The snapshot; `latest` is the newest in which every chosen source is complete
     #[arg(default_value = "latest")]
@@ -269,12 +270,43 @@ pub struct RestoreArgs {
     /// Replace what stands in the way
     #[arg(long)]
     pub force: bool,
+    /// Replace what stands in the way, but leave what is the same already (data directories)
+    #[arg(long, conflicts_with = "force")]
+    pub delta: bool,
+    /// Put a tablespace elsewhere: NEW instead of the folder OLD that it was in on the server (may be repeated)
+    #[arg(long = "tablespace", value_name = "OLD=NEW")]
+    pub tablespaces: Vec<Relocation>,
+    /// Start the restored server, and wait until it has reached the moment (PostgreSQL data directories)
+    #[arg(long)]
+    pub start: bool,
     /// Show what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
     /// The moment to recover to.
     #[command(flatten)]
     pub moment: MomentArgs,
+}
+
+/// A folder that goes to another place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relocation {
+    /// Where it was.
+    pub old: PathBuf,
+    /// Where it goes.
+    pub new: PathBuf,
+}
+
+impl FromStr for Relocation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (old, new) = text.split_once('=').ok_or("write OLD=NEW: two absolute paths")?;
+        let (old, new) = (PathBuf::from(old), PathBuf::from(new));
+        if !old.is_absolute() || !new.is_absolute() {
+            return Err("both paths must be absolute".to_owned());
+        }
+        Ok(Self { old, new })
+    }
 }
 
 /// The moment of a `restore`: at most one of them. Without `SNAPSHOT`, the newest that leads there is chosen.

@@ -2,21 +2,24 @@
 //!
 //! Invariant: what a snapshot holds decides what can be restored from it, not what the plan says today.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::engine::{
-    DrillReport, Driller, Existing, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget, Restorer, Source,
-    SourceSummary, Verifier, VerifyReport,
+    Candidate, DrillReport, Driller, Existing, Moment, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget,
+    Restorer, Source, SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::Host;
 use backup_core::manifest::SourceRecord;
-use backup_core::{BackupReader, BackupWriter, RunContext};
+use backup_core::names::SnapshotId;
+use backup_core::{BackupReader, BackupWriter, RunContext, SegmentLog};
 
 use crate::config::{Mode, Settings};
 use crate::logical::Logical;
-use crate::physical::{ConfigFiles, Layout, Physical, PhysicalDetails, Staging};
+use crate::physical::{ConfigFiles, Physical, PhysicalDetails};
+use crate::recovery::{self, Search, Way};
+use crate::wal::{Chain, Span};
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +27,7 @@ pub(crate) struct Cluster {
     modes: Vec<Mode>,
     logical: Logical,
     physical: Physical,
+    known: Mutex<Option<Known>>,
 }
 
 /// Whether a snapshot has dumps.
@@ -37,6 +41,7 @@ impl Cluster {
             modes: settings.modes.clone(),
             physical: Physical::new(settings.clone(), Arc::clone(host)),
             logical: Logical::new(settings, Arc::clone(host)),
+            known: Mutex::default(),
         }
     }
 
@@ -87,63 +92,157 @@ impl Source for Cluster {
 #[async_trait]
 impl Restorer for Cluster {
     async fn plan_restore(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan> {
-        let Some(details) = PhysicalDetails::of(from.record())? else {
+        let Some(details) = Self::whole(from, to)? else {
             return self.logical.plan_restore(cx, from, to).await;
         };
-        match &to.place {
-            Place::Folder(folder) if to.select.is_empty() && to.rename.is_none() => {
-                to.existing.check_folder(folder)?;
-                let mut plan = Physical::plan_into(from, &details, to, folder);
-                if has_logical(from.record()) {
-                    let logical = self.logical.plan_restore(cx, from, to).await?;
-                    plan.steps.extend(logical.steps);
-                    plan.bytes = plan.bytes.saturating_add(logical.bytes);
-                    plan.warnings.extend(logical.warnings);
-                }
-                Ok(plan)
-            }
-            _ if has_logical(from.record()) => self.logical.plan_restore(cx, from, to).await,
-            _ => Err(only_into_a_folder()),
+        if let Place::Folder(folder) = &to.place {
+            to.existing.check_folder(folder)?;
         }
+        let way = self.way(cx, from, &details, &to.moment).await?;
+        let mut plan = self.physical.plan_put_back(cx, from, &details, to, way.as_ref()).await?;
+        if brings_dumps(from, to) {
+            let logical = self.logical.plan_restore(cx, from, to).await?;
+            plan.steps.extend(logical.steps);
+            plan.bytes = plan.bytes.saturating_add(logical.bytes);
+            plan.warnings.extend(logical.warnings);
+        }
+        Ok(plan)
     }
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
-        let Some(details) = PhysicalDetails::of(from.record())? else {
+        let to = &plan.target;
+        let Some(details) = Self::whole(from, to)? else {
             return self.logical.restore(cx, from, plan).await;
         };
-        match &plan.target.place {
-            Place::Folder(folder) if plan.target.select.is_empty() && plan.target.rename.is_none() => {
-                plan.target.existing.check_folder(folder)?;
-                let layout = Layout::below(folder, &details);
-                let (mut report, staged) =
-                    Box::pin(Physical::restore_into(cx, from, &details, folder, &layout)).await?;
-                if has_logical(from.record()) {
-                    // What stands there now is ours.
-                    let target = RestoreTarget { existing: Existing::Replace, ..plan.target.clone() };
-                    let logical = self.logical.restore(cx, from, RestorePlan { target, ..plan }).await?;
-                    report.restored.extend(logical.restored);
-                    report.bytes += logical.bytes;
-                    report.items += logical.items;
-                    report.warnings.extend(logical.warnings);
-                }
-                cx.check_cancelled()?;
-                staged.into_iter().try_for_each(Staging::finish)?;
-                Ok(report)
-            }
-            _ if has_logical(from.record()) => self.logical.restore(cx, from, plan).await,
-            _ => Err(only_into_a_folder()),
+        if let Place::Folder(folder) = &to.place {
+            to.existing.check_folder(folder)?;
         }
+        let way = self.way(cx, from, &details, &to.moment).await?;
+        let written = Box::pin(self.physical.write(cx, from, &details, to, way.as_ref())).await?;
+        let mut dumps = RestoreReport::default();
+        if brings_dumps(from, to) {
+            // What stands there now is ours.
+            let target = RestoreTarget { existing: Existing::Replace, ..to.clone() };
+            dumps = self.logical.restore(cx, from, RestorePlan { target, ..plan.clone() }).await?;
+        }
+        cx.check_cancelled()?;
+        let mut report = self.physical.complete(cx, &details, written, to.afterwards).await?;
+        report.restored.extend(dumps.restored);
+        report.bytes += dumps.bytes;
+        report.items += dumps.items;
+        report.warnings.extend(dumps.warnings);
+        Ok(report)
+    }
+
+    async fn choose(
+        &self,
+        cx: &RunContext,
+        candidates: &[Candidate],
+        log: Option<&SegmentLog>,
+        moment: &Moment,
+    ) -> Result<SnapshotId> {
+        let log = log.ok_or_else(no_log)?;
+        let chain = Chain::read(log).await?.ok_or_else(no_log)?;
+        let (id, way) = recovery::choose(cx, candidates, log, &chain, moment).await?;
+        self.remember(&id, moment, &chain, &way);
+        Ok(id)
     }
 }
 
-fn only_into_a_folder() -> Error {
+/// A way that was found and checked: of which snapshot to which moment, and what the archive had then.
+#[derive(Debug)]
+struct Known {
+    snapshot: SnapshotId,
+    moment: Moment,
+    archive: Vec<Span>,
+    way: Way,
+}
+
+impl Cluster {
+    /// What is known of the base backup, when it is what is restored; `None` when the dumps are.
+    fn whole(from: &BackupReader, to: &RestoreTarget) -> Result<Option<PhysicalDetails>> {
+        let details = PhysicalDetails::of(from.record())?;
+        let is_whole = to.select.is_empty() && to.rename.is_none();
+        let to_moment = to.moment != Moment::Snapshot;
+        match details {
+            None if to_moment => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the snapshot {} has dumps only, which cannot be recovered to {}",
+                    from.manifest().id,
+                    to.moment
+                ),
+            )
+            .hint("write `modes: [physical]` in the plan; base backups and the log lead to every moment")),
+            None => Ok(None),
+            Some(_) if !is_whole && to_moment => {
+                Err(Error::new(ErrorKind::Unsupported, "only the whole cluster can be recovered to a moment").hint(
+                    "recover it into a folder (`--target`), start it there, and take the database out with `pg_dump`",
+                ))
+            }
+            Some(_) if !is_whole && !has_logical(from.record()) => Err(only_whole()),
+            // Onto the running server go the dumps, when there are any.
+            Some(_) if has_logical(from.record()) && !to_moment && to.place == Place::Original => Ok(None),
+            Some(_) if !is_whole => Ok(None),
+            Some(details) => Ok(Some(details)),
+        }
+    }
+
+    /// The way to the moment, read and checked; `None` when it is that of the snapshot. What was read for the choice of the
+    /// snapshot is not read again, as long as the archive is the same.
+    async fn way(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        details: &PhysicalDetails,
+        moment: &Moment,
+    ) -> Result<Option<Way>> {
+        if *moment == Moment::Snapshot {
+            return Ok(None);
+        }
+        let log = from.log().ok_or_else(no_log)?;
+        let chain = Chain::read(log).await?.ok_or_else(no_log)?;
+        let id = &from.manifest().id;
+        if let Some(way) = self.known(id, moment, &chain) {
+            return Ok(Some(way));
+        }
+        let search = recovery::find(cx, details, log, &chain, moment, None).await?;
+        let Search::Found(way) = search else {
+            return Err(recovery::out_of_reach(&search, details, moment).with("snapshot", id));
+        };
+        self.remember(id, moment, &chain, &way);
+        Ok(Some(way))
+    }
+
+    fn known(&self, id: &SnapshotId, moment: &Moment, chain: &Chain) -> Option<Way> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |known: &&Known| known.snapshot == *id && known.moment == *moment && known.archive == chain.spans();
+        known.as_ref().filter(fits).map(|known| known.way.clone())
+    }
+
+    fn remember(&self, id: &SnapshotId, moment: &Moment, chain: &Chain, way: &Way) {
+        let known = Known { snapshot: id.clone(), moment: moment.clone(), archive: chain.spans(), way: way.clone() };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+}
+
+/// Whether the dumps of the snapshot are written beside the data directory: they are of its own moment only.
+fn brings_dumps(from: &BackupReader, to: &RestoreTarget) -> bool {
+    has_logical(from.record()) && to.moment == Moment::Snapshot && matches!(to.place, Place::Folder(_))
+}
+
+fn no_log() -> Error {
+    Error::new(ErrorKind::NotFound, "there is no archived log to recover with").hint(
+        "write `wal: stream` (or `push`) in the plan and let `stackward wal receive` run; snapshots can be restored as they are",
+    )
+}
+
+fn only_whole() -> Error {
     Error::new(
         ErrorKind::Unsupported,
         "a base backup becomes a data directory of its own, not part of a running server",
     )
-    .hint(
-        "restore it into a folder (`--target FOLDER`) and start a server on it; single databases need the logical mode",
-    )
+    .hint("restore the whole of it, best into a folder (`--target FOLDER`); single databases need the logical mode")
 }
 
 #[async_trait]
@@ -164,10 +263,50 @@ impl Verifier for Cluster {
 #[async_trait]
 impl Driller for Cluster {
     async fn drill(&self, cx: &RunContext, from: &BackupReader) -> Result<DrillReport> {
+        let details = match PhysicalDetails::of(from.record()) {
+            Ok(details) => details,
+            Err(error) => return Ok(DrillReport { findings: vec![error.chain()], ..DrillReport::default() }),
+        };
+        let Some(details) = details else { return self.logical.drill(cx, from).await };
+        let mut drill = match self.way_to_the_end(cx, from, &details).await {
+            Ok(way) => self.physical.drill(cx, from, &details, way.as_ref()).await?,
+            // What would keep an operator from recovering.
+            Err(error) if is_loss(&error) => {
+                let mut drill = self.physical.drill(cx, from, &details, None).await?;
+                drill.findings.push(format!("the log does not lead to its end: {}", error.chain()));
+                drill
+            }
+            Err(error) => return Err(error),
+        };
         if has_logical(from.record()) {
-            return self.logical.drill(cx, from).await;
+            let dumps = self.logical.drill(cx, from).await?;
+            drill.restore_time += dumps.restore_time;
+            drill.check_time += dumps.check_time;
+            drill.bytes += dumps.bytes;
+            drill.items += dumps.items;
+            drill.checked.extend(dumps.checked);
+            drill.findings.extend(dumps.findings);
         }
-        Err(Error::new(ErrorKind::Unsupported, "base backups cannot be drilled in this version")
-            .hint("`modes: [physical, logical]` drills the dumps; `stackward verify` checks the base backup"))
+        Ok(drill)
+    }
+}
+
+fn is_loss(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete | ErrorKind::Unsupported)
+}
+
+impl Cluster {
+    /// The way to the end of the log, when there is one.
+    async fn way_to_the_end(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        details: &PhysicalDetails,
+    ) -> Result<Option<Way>> {
+        let Some(log) = from.log() else { return Ok(None) };
+        match Chain::read(log).await? {
+            Some(_) => self.way(cx, from, details, &Moment::Latest).await,
+            None => Ok(None),
+        }
     }
 }

@@ -55,6 +55,9 @@ pub(crate) struct PostgresConfig {
     /// newer with `summarize_wal = on`). Each snapshot is whole all the same. By default `auto`.
     #[serde(default)]
     increments: Increments,
+    /// The data directory, for restores to where it came from. By default where the server said that it was when it was
+    /// backed up.
+    data: Option<PathBuf>,
     /// The folder of the client programs (`pg_dump`, `pg_restore`, `psql`, …). By default those that match the server.
     bin: Option<PathBuf>,
     /// Whether the rows of every table are counted, so that a drill can compare them. By default `exact`.
@@ -126,6 +129,8 @@ pub(crate) struct Settings {
     pub(crate) slot: Option<String>,
     pub(crate) modes: Vec<Mode>,
     pub(crate) increments: Increments,
+    /// The data directory, when the plan names it.
+    pub(crate) data: Option<PathBuf>,
 }
 
 /// Where the server listens, and as whom to connect.
@@ -219,6 +224,7 @@ impl Settings {
             slot: config.slot,
             modes: config.modes.unwrap_or_else(|| vec![Mode::Logical]),
             increments: config.increments,
+            data: config.data.map(|data| folder.join(data)),
         })
     }
 }
@@ -381,7 +387,7 @@ mod tests {
     fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 16);
+        assert_eq!(fields.len(), 17);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

@@ -14,6 +14,7 @@ mod handover;
 mod logical;
 mod physical;
 mod psql;
+mod recovery;
 mod scratch;
 mod server;
 mod sql;

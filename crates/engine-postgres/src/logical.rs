@@ -24,6 +24,7 @@ use crate::server::Server;
 use crate::tools::ToolBox;
 
 pub(crate) use catalog::names;
+pub(crate) use drill::{amcheck, beginning};
 
 /// One configured server, saved and put back logically.
 #[derive(Debug)]
@@ -39,4 +40,14 @@ impl Logical {
         let tools = ToolBox::new(host, settings.bin.clone());
         Self { settings, server, tools }
     }
+}
+
+/// The configuration files that were saved with the dumps.
+///
+/// # Errors
+/// [`Damaged`](backup_core::ErrorKind::Damaged) when the manifest does not parse.
+pub(crate) fn config_files(
+    record: &backup_core::manifest::SourceRecord,
+) -> backup_core::Result<Vec<crate::config_files::ConfigFile>> {
+    Ok(details::Details::of(record)?.cluster.config_files)
 }

@@ -1,15 +1,21 @@
 //! The physical mode: a base backup of the whole cluster over the replication protocol, as a tree of its files.
 
+mod amend;
 mod backup;
 mod checksum;
+mod configure;
 mod details;
+mod drill;
 mod facts;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod increment;
 mod incremental;
+mod inventory;
+mod layout;
 mod ledger;
+mod owner;
 mod place;
 mod preflight;
 mod privileges;
@@ -17,6 +23,7 @@ mod receiver;
 mod restore;
 mod server_manifest;
 mod staging;
+mod standing;
 mod stream;
 mod tar;
 mod verify;
@@ -27,24 +34,26 @@ use backup_core::host::Host;
 
 use crate::config::Settings;
 use crate::server::Server;
+use crate::tools::ToolBox;
 
 pub(crate) use backup::ConfigFiles;
 pub(crate) use details::PhysicalDetails;
-pub(crate) use place::Layout;
+pub(crate) use owner::{Owner, make_private};
 pub(crate) use preflight::is_memo;
 pub(crate) use privileges::{ROLE, comments as role_comments};
-pub(crate) use staging::Staging;
 
 /// One configured server, saved physically.
 #[derive(Debug)]
 pub(crate) struct Physical {
     settings: Settings,
     server: Server,
+    tools: ToolBox,
 }
 
 impl Physical {
     pub(crate) fn new(settings: Settings, host: Arc<dyn Host>) -> Self {
+        let tools = ToolBox::new(Arc::clone(&host), settings.bin.clone());
         let server = Server::of(&settings, host);
-        Self { settings, server }
+        Self { settings, server, tools }
     }
 }

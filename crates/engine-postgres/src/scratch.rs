@@ -57,6 +57,61 @@ pub(crate) struct Scratch {
     _folders: Vec<tempfile::TempDir>,
 }
 
+/// Where a scratch server will be.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) server: Server,
+    /// The folder of everything.
+    pub(crate) folder: PathBuf,
+    socket: PathBuf,
+    folders: Vec<tempfile::TempDir>,
+}
+
+impl Site {
+    /// Makes its folders below `cx.scratch()`.
+    pub(crate) async fn prepare(
+        cx: &RunContext,
+        host: &Arc<dyn Host>,
+        superuser: &str,
+        run_as: Option<&str>,
+    ) -> Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let run_as = run_as.or(root.then_some(SERVER_USER)).map(str::to_owned);
+        let home = private_folder(cx.scratch())?;
+        let folder = home.path().to_owned();
+        let mut folders = Vec::new();
+        let socket = if folder.as_os_str().len() <= MAX_SOCKET_FOLDER {
+            folder.clone()
+        } else {
+            let short = private_folder(Path::new(SHORT_FOLDER))?;
+            let path = short.path().to_owned();
+            folders.push(short);
+            path
+        };
+        folders.push(home);
+        let server = Server::scratch(Arc::clone(host), &socket, PORT, superuser, run_as);
+        if !let_in(&server, cx.scratch()).await? {
+            return Err(closed(&server, cx.scratch()));
+        }
+        for folder in &folders {
+            give(&server, folder.path()).await?;
+        }
+        Ok(Self { server, folder, socket, folders })
+    }
+
+    /// Starts the server on `data`, with further settings, which come last.
+    pub(crate) async fn launch(self, tools: Tools, data: PathBuf, more: &[String]) -> Result<Scratch> {
+        let Self { server, socket, folders, .. } = self;
+        let mut postgres = server.plain_command(tools.program("postgres")).arg("-D").arg(&data);
+        for setting in SETTINGS.into_iter().chain(more.iter().map(String::as_str)) {
+            postgres = postgres.arg("-c").arg(setting);
+        }
+        postgres = postgres.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
+        let process = server.host.spawn(postgres.arg("-p").arg(PORT.to_string()).null_stdout()).await?;
+        Ok(Scratch { server, tools, data, process, _folders: folders })
+    }
+}
+
 impl Scratch {
     /// Makes and starts an empty server below `cx.scratch()`, with `superuser` as its superuser.
     pub(crate) async fn start(
@@ -66,37 +121,28 @@ impl Scratch {
         superuser: &str,
         run_as: Option<&str>,
     ) -> Result<Self> {
-        let root = rustix::process::geteuid().is_root();
-        let run_as = run_as.or(root.then_some(SERVER_USER)).map(str::to_owned);
-        let folder = private_folder(cx.scratch())?;
-        let mut folders = Vec::new();
-        let socket = if folder.path().as_os_str().len() <= MAX_SOCKET_FOLDER {
-            folder.path().to_owned()
-        } else {
-            let short = private_folder(Path::new(SHORT_FOLDER))?;
-            let path = short.path().to_owned();
-            folders.push(short);
-            path
-        };
-        let data = folder.path().join("data");
-        folders.push(folder);
-        let server = Server::scratch(Arc::clone(host), &socket, PORT, superuser, run_as);
-        if !let_in(&server, cx.scratch()).await? {
-            return Err(closed(&server, cx.scratch()));
-        }
-        for folder in &folders {
-            give(&server, folder.path()).await?;
-        }
-        init(&server, &tools, &data, superuser).await?;
-        let mut postgres = server.plain_command(tools.program("postgres")).arg("-D").arg(&data);
-        for setting in SETTINGS {
-            postgres = postgres.arg("-c").arg(setting);
-        }
-        postgres = postgres.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
-        let process = host.spawn(postgres.arg("-p").arg(PORT.to_string()).null_stdout()).await?;
-        let mut scratch = Self { server, tools, data, process, _folders: folders };
+        let site = Site::prepare(cx, host, superuser, run_as).await?;
+        let data = site.folder.join("data");
+        init(&site.server, &tools, &data, superuser).await?;
+        let mut scratch = site.launch(tools, data, &[]).await?;
         scratch.wait_until_ready().await?;
         Ok(scratch)
+    }
+
+    /// Why the server ended, in its own words; `None` while it runs.
+    pub(crate) async fn ended(&mut self) -> Result<Option<String>> {
+        match tokio::time::timeout(POLL, self.process.status()).await {
+            Ok(status) => status.map(|_| Some(self.process.stderr_tail().trim().to_owned())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Stops it with a checkpoint, and keeps its files until the value is dropped: for programs that look at them.
+    pub(crate) async fn rest(&mut self) -> Result<()> {
+        let stop = self.server.plain_command(self.tools.program("pg_ctl"));
+        let stop = stop.args(["stop", "--mode=fast", "--silent", "--wait", "--timeout=3600", "-D"]).arg(&self.data);
+        self.server.host.spawn(stop.null_stdout()).await?.finish().await?;
+        self.process.status().await.map(|_| ())
     }
 
     async fn wait_until_ready(&mut self) -> Result<()> {

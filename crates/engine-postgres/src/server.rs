@@ -39,6 +39,12 @@ impl Server {
         Self { host, endpoint: settings.endpoint.clone(), password: settings.password.clone(), run_as }
     }
 
+    /// The same, for programs that work on its files: a server refuses to run as root, wherever it listens.
+    pub(crate) fn of_files(other: &Self) -> Self {
+        let run_as = other.run_as.clone().or_else(|| is_root().then(|| SERVER_USER.to_owned()));
+        Self { run_as, ..other.clone() }
+    }
+
     /// A scratch server on a socket, whose programs run as `run_as`.
     pub(crate) fn scratch(host: Arc<dyn Host>, socket: &Path, port: u16, user: &str, run_as: Option<String>) -> Self {
         Self { host, endpoint: Endpoint::socket(socket, port, user), password: None, run_as }

@@ -4,18 +4,24 @@
 //! are the same in versions 13 to 18.
 
 mod chain;
+mod ends;
 mod fetch;
 mod history;
 mod names;
 mod page;
 mod push;
 pub(crate) mod receive;
+mod records;
 mod server_view;
+mod walk;
 
 pub use chain::{Chain, Hole, Span};
+pub(crate) use ends::End;
 pub use fetch::fetch;
 pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
+pub(crate) use records::{Record, Walker};
 pub use server_view::{ArchiverView, ServerView, SlotView};
+pub(crate) use walk::{Observer, last_mark, walk};

@@ -188,13 +188,7 @@ pub(crate) async fn check(from: &BackupReader, manifest: &ArtifactName) -> Resul
 /// # Errors
 /// [`ErrorKind::Damaged`] for one that a server would refuse.
 pub(crate) async fn check_file(cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<String> {
-    let mut inspection = Inspection::of(|fed| check::read(fed, now_ms()));
-    let mut reader = from.stream(name).await?;
-    while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
-        cx.progress(piece.len() as u64, 0);
-        inspection.push(piece).await?;
-    }
-    let content = inspection.finish().await?;
+    let content = Inspection::of(|fed| check::read(fed, now_ms())).read(cx, from, name).await?;
     let preamble = content.preamble.map_or_else(String::new, |rdb| format!("an RDB of {} keys, then ", rdb.keys()));
     let torn = if content.torn { ", and one that is cut, which a server leaves out" } else { "" };
     Ok(format!("read to its end: {preamble}{} commands{torn}", content.commands))

@@ -7,6 +7,7 @@ use backup_core::engine::{Preflight, Source, SourceSummary};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::position::Position;
 use backup_core::sink::ChunkHint;
+use backup_core::tls::Verification;
 use backup_core::{ArtifactName, BackupWriter, RunContext};
 
 use jiff::Timestamp;
@@ -67,6 +68,9 @@ impl Source for Redis {
                 );
             }
             self.refuse_files_of_a_cluster(&info)?;
+            if self.settings.tls.as_ref().is_some_and(|tls| tls.verify == Verification::None) {
+                warnings.push("`verify: none`: whoever answers is believed to be the server".to_owned());
+            }
             if self.settings.append_only_files {
                 aof::locate(&mut connection, &*self.host, self.settings.data_dir.as_deref()).await?;
             }
@@ -193,10 +197,7 @@ impl Redis {
                 way: one.way.to_owned(),
                 position: one.position,
             });
-            match &mut total {
-                Some(total) => total.add(&one.summary),
-                None => total = Some(one.summary),
-            }
+            one.summary.add_to(&mut total);
         }
         total.ok_or_else(|| {
             Error::new(ErrorKind::Unsupported, "no master of the cluster serves any slot")

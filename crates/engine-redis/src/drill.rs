@@ -84,10 +84,7 @@ impl Redis {
                 check_access_rules(from, &mut connection, &mut drill).await?;
             }
             drop(scratch);
-            match &mut saved {
-                Some(saved) => saved.add(&summary),
-                None => saved = Some(summary),
-            }
+            summary.add_to(&mut saved);
             drill.check_time += asked.elapsed();
         }
         let Some(saved) = saved else { return Ok(drill) };

@@ -60,10 +60,7 @@ pub(crate) async fn spool_all(
         let path = folder.join(format!("{position}.rdb"));
         let summary = spool(cx, from, name, &path).await?;
         files.push(path);
-        match &mut total {
-            Some(total) => total.add(&summary),
-            None => total = Some(summary),
-        }
+        summary.add_to(&mut total);
     }
     let summary = total.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the backup has no {DUMP}")))?;
     compare(from, &summary)?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::{ArtifactName, BackupReader, RunContext};
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -48,6 +49,19 @@ impl<T: Send + 'static> Inspection<T> {
         }
         ended(&mut self.scan).await?;
         Err(Error::new(ErrorKind::Damaged, "something follows the end"))
+    }
+
+    /// Hands over a whole artifact, and ends.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish), and those of reading.
+    pub(crate) async fn read(mut self, cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<T> {
+        let mut reader = from.stream(name).await?;
+        while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
+            cx.progress(piece.len() as u64, 0);
+            self.push(piece).await?;
+        }
+        self.finish().await
     }
 
     /// Ends.

@@ -28,17 +28,14 @@ impl Verifier for Redis {
         for name in names {
             cx.step(format!("reading {name}"));
             let checked = if dumps.contains(&name) {
-                let summary = scan(cx, from, &name).await;
+                let summary = Inspection::begin(now_ms()).read(cx, from, &name).await;
                 summary.map(|summary| {
                     let checked = tell(&summary);
-                    match &mut total {
-                        Some(total) => total.add(&summary),
-                        None => total = Some(summary),
-                    }
+                    summary.add_to(&mut total);
                     checked
                 })
             } else if is_rdb(&name) {
-                scan(cx, from, &name).await.map(|summary| tell(&summary))
+                Inspection::begin(now_ms()).read(cx, from, &name).await.map(|summary| tell(&summary))
             } else if aof::is_manifest(&name) {
                 aof::check(from, &name).await
             } else if aof::is_of_the_set(&name) {
@@ -76,16 +73,6 @@ pub(crate) fn is_damage(error: &Error) -> bool {
 /// The snapshot, or the base of the append-only files.
 fn is_rdb(name: &ArtifactName) -> bool {
     std::path::Path::new(name.as_str()).extension().is_some_and(|extension| extension == "rdb")
-}
-
-async fn scan(cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<RdbSummary> {
-    let mut inspection = Inspection::begin(now_ms());
-    let mut reader = from.stream(name).await?;
-    while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
-        cx.progress(piece.len() as u64, 0);
-        inspection.push(piece).await?;
-    }
-    inspection.finish().await
 }
 
 fn tell(summary: &RdbSummary) -> String {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup_core::engine::{Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget};
+use backup_core::engine::{Afterwards, Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget};
 use backup_core::sink::{Sink, SnapshotReader};
 use backup_core::snapshots::candidates;
 use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SegmentLog, SnapshotId};
@@ -72,6 +72,7 @@ fn check_usage(args: &RestoreArgs, parts: &[&Part]) -> Result<()> {
     let about_one = [
         ("--select", !args.select.is_empty()),
         ("--rename", args.rename.is_some()),
+        ("--tablespace", !args.tablespaces.is_empty()),
         ("--to-offset", args.moment.to_position.is_some()),
         ("--to-xid", args.moment.to_xid.is_some()),
         ("--to-name", args.moment.to_name.is_some()),
@@ -91,10 +92,16 @@ fn target(args: &RestoreArgs, part: &Part) -> RestoreTarget {
             Some(folder) => Place::Folder(absolute(folder).join(part.name().as_str())),
             None => Place::Original,
         },
-        existing: if args.force { Existing::Replace } else { Existing::Refuse },
+        existing: match (args.force, args.delta) {
+            (_, true) => Existing::Update,
+            (true, false) => Existing::Replace,
+            (false, false) => Existing::Refuse,
+        },
         select: args.select.clone(),
         rename: args.rename.clone(),
         moment: args.moment.moment(),
+        relocate: args.tablespaces.iter().map(|each| (each.old.clone(), each.new.clone())).collect(),
+        afterwards: if args.start { Afterwards::Start } else { Afterwards::Leave },
     }
 }
 

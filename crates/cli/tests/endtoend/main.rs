@@ -11,6 +11,7 @@ mod follow;
 mod full_disk;
 mod hostile;
 mod memory;
+mod moments;
 mod old_formats;
 mod recover;
 #[path = "../support/mod.rs"]

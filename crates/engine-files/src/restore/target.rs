@@ -174,7 +174,7 @@ fn unit(stored: TreePath, base: &Path) -> Result<Unit> {
 
 fn refuse(path: &Path, existing: Existing) -> Result<()> {
     match existing {
-        Existing::Replace => Ok(()),
+        Existing::Replace | Existing::Update => Ok(()),
         Existing::Refuse => Err(Error::new(ErrorKind::AlreadyExists, "the target is not empty")
             .with("path", path.display())
             .hint("restore elsewhere, or add --force to replace what stands there")),

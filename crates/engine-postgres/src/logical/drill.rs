@@ -22,6 +22,7 @@ use super::restore::report;
 use super::verify::is_damage;
 use crate::psql::Psql;
 use crate::scratch::Scratch;
+use crate::server::Server;
 use crate::tools::{PgVersion, Tools};
 
 /// The role that `initdb` makes when the manifest does not tell the original's.
@@ -134,47 +135,49 @@ impl Logical {
             drill.checked.push(format!("{} rows in {tables} groups compared with the fingerprint", drill.items));
         }
         drill.checked.push(format!("{extensions} extensions present"));
-        self.amcheck(cx, scratch, connected, drill).await
+        amcheck(cx, &scratch.server, &connected.tools, self.settings.jobs, drill).await
     }
+}
 
-    /// Lets the server check every table and index against each other.
-    async fn amcheck(
-        &self,
-        cx: &RunContext,
-        scratch: &Scratch,
-        connected: &Connected,
-        drill: &mut DrillReport,
-    ) -> Result<()> {
-        let host = &*scratch.server.host;
-        let mut session = catalog::connect_maintenance(&scratch.server, &connected.tools, None).await?;
-        let absent = catalog::missing(&mut session, "SELECT name FROM pg_available_extensions", ["amcheck"]).await?;
-        session.close().await?;
-        if !absent.is_empty() || !connected.tools.has(host, "pg_amcheck").await {
-            drill.checked.push("pg_amcheck is not installed here; tables and indexes were not checked".to_owned());
-            return Ok(());
-        }
-        cx.step("checking tables and indexes");
-        let command = scratch
-            .server
-            .command(connected.tools.program("pg_amcheck"))?
-            .args(["--all", "--install-missing", "--heapallindexed"])
-            .arg(format!("--jobs={}", self.settings.jobs))
-            .env("PGHOST", &scratch.server.endpoint.host)
-            .env("PGPORT", scratch.server.endpoint.port.to_string())
-            .env("PGUSER", &scratch.server.endpoint.user);
-        let mut process = host.spawn(command).await?;
-        let told = beginning(&mut process).await?;
-        match process.status().await? {
-            Some(0) => drill.checked.push("pg_amcheck found every table and index sound".to_owned()),
-            // 2: it looked, and found something.
-            Some(2) => drill.findings.push(format!("pg_amcheck found corruption: {told}")),
-            _ => {
-                let error = Error::new(ErrorKind::Tool, "pg_amcheck could not check the restored databases");
-                return Err(error.caused_by(process.stderr_tail().trim().to_owned()));
-            }
-        }
-        Ok(())
+/// Lets a scratch server check every table and index against each other.
+///
+/// # Errors
+/// When it could not look; what it finds is a finding.
+pub(crate) async fn amcheck(
+    cx: &RunContext,
+    server: &Server,
+    tools: &Tools,
+    jobs: usize,
+    drill: &mut DrillReport,
+) -> Result<()> {
+    let host = &*server.host;
+    let mut session = catalog::connect_maintenance(server, tools, None).await?;
+    let absent = catalog::missing(&mut session, "SELECT name FROM pg_available_extensions", ["amcheck"]).await?;
+    session.close().await?;
+    if !absent.is_empty() || !tools.has(host, "pg_amcheck").await {
+        drill.checked.push("pg_amcheck is not installed here; tables and indexes were not checked".to_owned());
+        return Ok(());
     }
+    cx.step("checking tables and indexes");
+    let command = server
+        .command(tools.program("pg_amcheck"))?
+        .args(["--all", "--install-missing", "--heapallindexed"])
+        .arg(format!("--jobs={jobs}"))
+        .env("PGHOST", &server.endpoint.host)
+        .env("PGPORT", server.endpoint.port.to_string())
+        .env("PGUSER", &server.endpoint.user);
+    let mut process = host.spawn(command).await?;
+    let told = beginning(&mut process).await?;
+    match process.status().await? {
+        Some(0) => drill.checked.push("pg_amcheck found every table and index sound".to_owned()),
+        // 2: it looked, and found something.
+        Some(2) => drill.findings.push(format!("pg_amcheck found corruption: {told}")),
+        _ => {
+            let error = Error::new(ErrorKind::Tool, "pg_amcheck could not check the restored databases");
+            return Err(error.caused_by(process.stderr_tail().trim().to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// Parts a fingerprint into the counts of materialized views, which a restore computes anew, and those of data.
@@ -185,7 +188,7 @@ fn views_apart(fingerprint: &Fingerprint, details: &Details) -> (Fingerprint, Fi
 }
 
 /// The beginning of what a tool prints; the rest is read and forgotten.
-async fn beginning(process: &mut HostProcess) -> Result<String> {
+pub(crate) async fn beginning(process: &mut HostProcess) -> Result<String> {
     let Some(mut stdout) = process.take_stdout() else { return Ok(String::new()) };
     let mut told = Vec::new();
     let failed = |source| Error::from_io("cannot read the output of a tool", source);

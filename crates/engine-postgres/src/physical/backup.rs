@@ -56,6 +56,8 @@ impl Physical {
         let facts = ServerFacts::ask(&mut connection).await?;
         let holder = self.hold_log().await?;
         let major = facts.version.major();
+        // Not every role may know; then the plan says where a restore goes.
+        let data_directory = connection.show("data_directory").await.ok();
         let chosen = increment::choose(cx, out, &self.settings, &facts, &mut connection).await?;
         cx.step("waiting for the server's checkpoint");
         let started = Timestamp::now();
@@ -89,6 +91,7 @@ impl Physical {
             standby: received.standby,
             tablespaces: received.tablespaces,
             settings: facts.settings,
+            data_directory,
             config_files: saved,
             damaged_pages: received.damaged,
             damaged_total: received.damaged_total,

@@ -46,6 +46,9 @@ pub(crate) struct PhysicalDetails {
     /// The settings that must be at least as large where the log is replayed (PostgreSQL manual, "Hot Standby").
     #[serde(default)]
     pub(crate) settings: BTreeMap<String, u64>,
+    /// Where the data directory was, when the role may know it.
+    #[serde(default)]
+    pub(crate) data_directory: Option<String>,
     /// Configuration files that were saved besides, with their places on the server.
     #[serde(default)]
     pub(crate) config_files: Vec<ConfigFile>,

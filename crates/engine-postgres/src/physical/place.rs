@@ -1,144 +1,98 @@
 //! A base backup's tree becomes a data directory again, with its tablespaces where they shall be now.
 //!
-//! Everything is written into a [`Staging`], which gives it its name at the end.
-//! Invariant: nothing links to where a tablespace was (its files may still be live there): every link and the server's own
-//! `tablespace_map` are written anew, and the manifest agrees with what lies on disk, so `pg_verifybackup` can check it.
+//! Invariant: every file is compared with the server's manifest as it is written. Nothing links to where a tablespace was, unless
+//! the layout says so: every link and the server's own `tablespace_map` are written anew, and the manifest agrees with them, so
+//! `pg_verifybackup` can check it. `pg_control` comes last: a server cannot start on half a data directory.
 
-use std::collections::BTreeMap;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use backup_core::engine::Existing;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, Piece};
 use backup_core::tree::{EntryKind, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, RunContext};
-use nix::unistd::User;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::backup::{MANIFEST, TREE};
+use super::amend::amend;
+use super::backup::TREE;
 use super::details::PhysicalDetails;
+use super::inventory::{Inventory, Listed};
+use super::layout::{LINKS, Layout, tablespace};
+use super::owner::{Owner, PRIVATE, make_folder, own, write_private};
 use super::receiver::crc32c;
-use super::server_manifest::{Line, ManifestReader, ManifestWriter};
-use super::staging::Staging;
+use super::standing::is_same;
 
 /// Where the tablespaces are, as the server finds it when it recovers.
 const MAP: &str = "tablespace_map";
-/// The folder of the links to tablespaces.
-const LINKS: &str = "pg_tblspc";
-/// PostgreSQL refuses a data directory that others may enter.
-const PRIVATE: u32 = 0o700;
-/// The system user of the server on every distribution.
-const SERVER_USER: &str = "postgres";
+/// Without it no server starts.
+const CONTROL: &str = "global/pg_control";
+/// Until everything else is on disk.
+const CONTROL_LATER: &str = "global/pg_control.stackward";
 /// Data waits for the disk in pieces of this size.
 const WRITE_BYTES: usize = 2 * 1024 * 1024;
-/// `tablespace_map` and the like.
+/// Configuration files.
 const MAX_SMALL: u64 = 16 * 1024 * 1024;
-
-/// Where everything goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Layout {
-    /// The data directory.
-    pub(crate) data: PathBuf,
-    /// The folder of each tablespace, by its number. Absolute: links lead there.
-    pub(crate) tablespaces: BTreeMap<u32, PathBuf>,
-}
-
-impl Layout {
-    /// Everything below one folder: `data`, and `tablespaces/<oid>`.
-    pub(crate) fn below(folder: &Path, details: &PhysicalDetails) -> Self {
-        let place = |oid: u32| folder.join("tablespaces").join(oid.to_string());
-        let tablespaces = details.tablespaces.iter().map(|space| (space.oid, place(space.oid))).collect();
-        Self { data: folder.join("data"), tablespaces }
-    }
-
-    /// A staging for all of it.
-    pub(crate) fn staging(&self) -> Result<Staging> {
-        let spaces = self.tablespaces.values().map(PathBuf::as_path);
-        Staging::new(std::iter::once(self.data.as_path()).chain(spaces))
-    }
-
-    /// Where an entry of the tree goes.
-    fn place(&self, path: &TreePath) -> PathBuf {
-        match tablespace(path) {
-            Some((oid, rest)) if self.tablespaces.contains_key(&oid) => {
-                let rest = Path::new(std::ffi::OsStr::from_bytes(rest));
-                let root = &self.tablespaces[&oid];
-                if rest.as_os_str().is_empty() { root.clone() } else { root.join(rest) }
-            }
-            _ => path.below(&self.data),
-        }
-    }
-
-    /// What the server shall find in `tablespace_map`: a number and a path a line, ends of lines in paths escaped.
-    fn map(&self) -> Vec<u8> {
-        let mut map = Vec::new();
-        for (oid, path) in &self.tablespaces {
-            map.extend(format!("{oid} ").into_bytes());
-            for byte in path.as_os_str().as_bytes() {
-                if matches!(byte, b'\n' | b'\r' | b'\\') {
-                    map.push(b'\\');
-                }
-                map.push(*byte);
-            }
-            map.push(b'\n');
-        }
-        map
-    }
-}
-
-/// The tablespace's number and the path in it, for what lies in one.
-fn tablespace(path: &TreePath) -> Option<(u32, &[u8])> {
-    let rest = path.as_bytes().strip_prefix(LINKS.as_bytes())?.strip_prefix(b"/")?;
-    let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
-    let oid = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
-    Some((oid, rest[end..].strip_prefix(b"/").unwrap_or_default()))
-}
+/// Zeroes are counted into checksums in pieces of this size.
+const ZEROES: &[u8] = &[0; 64 * 1024];
 
 /// What was placed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Placed {
     pub(crate) files: u64,
     pub(crate) bytes: u64,
+    /// Files that were the same already.
+    pub(crate) kept: u64,
 }
 
-/// Writes the whole tree into `staging`, which must be that of `layout`.
+/// How a tree is placed.
+#[derive(Debug)]
+pub(super) struct Placing<'a> {
+    /// Where files are written now.
+    pub(super) layout: &'a Layout,
+    /// Where they will be: links lead there.
+    pub(super) later: &'a Layout,
+    pub(super) existing: Existing,
+    pub(super) owner: Option<Owner>,
+    pub(super) inventory: &'a Inventory,
+}
+
+/// Writes the whole tree, without `pg_control`, which [`finish`] adds.
 ///
 /// # Errors
-/// [`ErrorKind::Damaged`] when what is stored is not what was saved; those of the disk.
-pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout, staging: &Staging) -> Result<Placed> {
-    let owner = Owner::find()?;
-    for folder in std::iter::once(&layout.data).chain(layout.tablespaces.values()) {
-        make_folder(&staging.path(folder), PRIVATE, owner)?;
+/// [`ErrorKind::Damaged`] when what is stored is not what was saved; those of the disk. What was written stays then.
+pub(super) async fn place(cx: &RunContext, from: &BackupReader, how: &Placing<'_>) -> Result<Placed> {
+    let Placing { layout, later, owner, .. } = *how;
+    for folder in layout.folders() {
+        make_folder(folder, PRIVATE, owner)?;
     }
-    // Whoever writes a file ends before we return, whatever happened: else it could write after the staging was removed.
+    // Whoever writes a file ends before we return, whatever happened: else it could write after we cleaned up.
     let stop = cx.cancellation().child_token();
     let mut writing = JoinSet::new();
     let writers = cx.clone().cancelled_by(stop.clone());
-    let mut result = write_all(&writers, from, layout, staging, owner, &mut writing).await;
+    let mut placed = Placed::default();
+    let mut result = write_all(&writers, from, how, &mut writing, &mut placed).await;
     if result.is_err() {
         stop.cancel();
     }
     while let Some(done) = writing.join_next().await {
-        if let Err(error) = finished(done)
+        if let Err(error) = placed.count(done)
             && result.is_ok()
         {
             stop.cancel();
             result = Err(error);
         }
     }
-    let placed = result?;
+    result?;
     cx.check_cancelled()?;
-    let data = staging.path(&layout.data);
-    layout.tablespaces.iter().try_for_each(|(oid, folder)| link(&data, *oid, folder, owner))?;
-    if !layout.tablespaces.is_empty() {
-        write_map(&data, &layout.map(), owner)?;
+    later.tablespaces.iter().try_for_each(|(oid, folder)| link(&layout.data, *oid, folder, owner))?;
+    if !later.tablespaces.is_empty() {
+        write_private(&layout.data.join(MAP), &later.map(), owner)?;
+        amend(layout, &[MAP], owner)?;
     }
-    sync(&data)?;
-    layout.tablespaces.values().try_for_each(|folder| sync(&staging.path(folder)))?;
     Ok(placed)
 }
 
@@ -146,20 +100,19 @@ pub(crate) async fn place(cx: &RunContext, from: &BackupReader, layout: &Layout,
 async fn write_all(
     cx: &RunContext,
     from: &BackupReader,
-    layout: &Layout,
-    staging: &Staging,
-    owner: Option<Owner>,
-    writing: &mut JoinSet<Result<()>>,
-) -> Result<Placed> {
+    how: &Placing<'_>,
+    writing: &mut JoinSet<Result<Placed>>,
+    placed: &mut Placed,
+) -> Result<()> {
+    let Placing { layout, existing, owner, inventory, .. } = *how;
     let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
     let slots = Arc::new(Semaphore::new(cx.jobs()));
-    let mut placed = Placed::default();
     while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
         while let Some(done) = writing.try_join_next() {
-            finished(done)?;
+            placed.count(done)?;
         }
         let entry = stored.entry;
-        let path = staging.path(&layout.place(&entry.path));
+        let path = layout.place(&entry.path);
         match (&entry.kind, stored.content) {
             (EntryKind::Directory, _) => match tablespace(&entry.path) {
                 // Its folder is made already; links come at the end.
@@ -167,13 +120,17 @@ async fn write_all(
                 _ => make_folder(&path, entry.mode, owner)?,
             },
             (EntryKind::File { .. }, Some(content)) => {
-                placed.files += 1;
-                placed.bytes += entry.size();
                 let slot = Arc::clone(&slots).acquire_owned().await;
-                let cx = cx.clone();
+                let job = Job {
+                    cx: cx.clone(),
+                    path: control_later(layout, path, &entry.path),
+                    listed: inventory.listed(entry.path.as_bytes()),
+                    existing,
+                    owner,
+                };
                 writing.spawn(async move {
                     let _slot = slot;
-                    write(&cx, &path, &entry, content, owner).await
+                    job.run(&entry, content).await
                 });
             }
             (EntryKind::Symlink { target }, _) => {
@@ -184,87 +141,115 @@ async fn write_all(
             _ => return Err(Error::new(ErrorKind::Damaged, format!("`{}` is no file of a server", entry.path))),
         }
     }
-    Ok(placed)
-}
-
-fn finished(done: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
-    done.map_err(|source| Error::new(ErrorKind::Internal, "a file was lost").caused_by(source))?
-}
-
-async fn write(
-    cx: &RunContext,
-    path: &Path,
-    entry: &TreeEntry,
-    content: Box<dyn FileContent>,
-    owner: Option<Owner>,
-) -> Result<()> {
-    let failed = |source| Error::io("cannot write the file", path, source);
-    if let Some(parent) = path.parent()
-        && !parent.exists()
-    {
-        // A plain directory's archive may have a folder after what is in it.
-        make_folder(parent, PRIVATE, owner)?;
-    }
-    let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-    file.set_max_buf_size(WRITE_BYTES);
-    let mut pieces = content.open().await?;
-    let mut bytes = 0;
-    while let Some(piece) = cx.unless_cancelled(pieces.next()).await? {
-        match piece {
-            Piece::Data(data) => {
-                bytes += data.len() as u64;
-                file.write_all(&data).await.map_err(failed)?;
-                cx.progress(data.len() as u64, 0);
-            }
-            Piece::Hole(length) => {
-                bytes += length;
-                file.seek(std::io::SeekFrom::Start(bytes)).await.map_err(failed)?;
-                cx.progress(length, 0);
-            }
-        }
-    }
-    if bytes != entry.size() {
-        let message = format!("`{}` has {} bytes in its tree, {bytes} were read", entry.path, entry.size());
-        return Err(Error::new(ErrorKind::Damaged, message));
-    }
-    file.flush().await.map_err(failed)?;
-    file.set_len(bytes).await.map_err(failed)?;
-    file.set_permissions(std::fs::Permissions::from_mode(entry.mode)).await.map_err(failed)?;
-    drop(file);
-    own(path, owner)?;
-    cx.progress(0, 1);
     Ok(())
 }
 
-/// Whom the server's files must belong to.
-#[derive(Debug, Clone, Copy)]
-struct Owner {
-    uid: u32,
-    gid: u32,
+/// Brings everything to disk, and then lets a server start on it.
+pub(super) async fn finish(layout: &Layout) -> Result<()> {
+    let layout = layout.clone();
+    let syncing = tokio::task::spawn_blocking(move || {
+        let mut devices = std::collections::BTreeSet::new();
+        for folder in layout.folders() {
+            let failed = |source| Error::io("cannot look at the folder", folder, source);
+            // Once for each file system.
+            if devices.insert(std::fs::metadata(folder).map_err(failed)?.dev()) {
+                sync(folder)?;
+            }
+        }
+        let control = layout.data.join(CONTROL);
+        let failed = |source| Error::io("cannot put the file in its place", &control, source);
+        std::fs::rename(layout.data.join(CONTROL_LATER), &control).map_err(failed)?;
+        let global = control.parent().unwrap_or(&layout.data);
+        std::fs::File::open(global).and_then(|folder| folder.sync_all()).map_err(failed)
+    });
+    syncing.await.map_err(|source| Error::new(ErrorKind::Internal, "the disk was lost").caused_by(source))?
 }
 
-impl Owner {
-    /// The system user `postgres`, when we may give files away and there is one.
-    fn find() -> Result<Option<Self>> {
-        if !rustix::process::geteuid().is_root() {
-            return Ok(None);
-        }
-        let user = User::from_name(SERVER_USER)
-            .map_err(|source| Error::from_io("cannot look up system users", std::io::Error::from(source)))?;
-        Ok(user.map(|user| Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
+fn control_later(layout: &Layout, path: PathBuf, entry: &TreePath) -> PathBuf {
+    if entry.as_bytes() == CONTROL.as_bytes() { layout.data.join(CONTROL_LATER) } else { path }
+}
+
+impl Placed {
+    fn count(&mut self, done: Result<Result<Self>, tokio::task::JoinError>) -> Result<()> {
+        let lost = |source| Error::new(ErrorKind::Internal, "a file was lost").caused_by(source);
+        let Self { files, bytes, kept } = done.map_err(lost)??;
+        self.files += files;
+        self.bytes += bytes;
+        self.kept += kept;
+        Ok(())
     }
 }
 
-fn own(path: &Path, owner: Option<Owner>) -> Result<()> {
-    let Some(Owner { uid, gid }) = owner else { return Ok(()) };
-    lchown(path, Some(uid), Some(gid)).map_err(|source| Error::io("cannot set the owner", path, source))
+/// One file.
+struct Job {
+    cx: RunContext,
+    path: PathBuf,
+    listed: Option<Listed>,
+    existing: Existing,
+    owner: Option<Owner>,
 }
 
-fn make_folder(path: &Path, mode: u32, owner: Option<Owner>) -> Result<()> {
-    let failed = |source| Error::io("cannot make the folder", path, source);
-    std::fs::create_dir_all(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
-    own(path, owner)
+impl Job {
+    async fn run(self, entry: &TreeEntry, content: Box<dyn FileContent>) -> Result<Placed> {
+        let size = entry.size();
+        let same = self.existing == Existing::Update && is_same(&self.path, size, self.listed).await?;
+        if !same {
+            self.write(entry, content).await?;
+        }
+        let path = &self.path;
+        let mode = std::fs::Permissions::from_mode(entry.mode);
+        std::fs::set_permissions(path, mode).map_err(|source| Error::io("cannot set the mode", path, source))?;
+        own(path, self.owner)?;
+        self.cx.progress(if same { size } else { 0 }, 1);
+        Ok(Placed { files: 1, bytes: if same { 0 } else { size }, kept: u64::from(same) })
+    }
+
+    async fn write(&self, entry: &TreeEntry, content: Box<dyn FileContent>) -> Result<()> {
+        let Self { cx, path, owner, .. } = self;
+        let failed = |source| Error::io("cannot write the file", path, source);
+        if let Some(parent) = path.parent()
+            && !parent.exists()
+        {
+            // A plain directory's archive may have a folder after what is in it.
+            make_folder(parent, PRIVATE, *owner)?;
+        }
+        let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
+        file.set_max_buf_size(WRITE_BYTES);
+        let mut pieces = content.open().await?;
+        let (mut bytes, mut digest) = (0, crc32c());
+        while let Some(piece) = cx.unless_cancelled(pieces.next()).await? {
+            match piece {
+                Piece::Data(data) => {
+                    bytes += data.len() as u64;
+                    digest.update(&data);
+                    file.write_all(&data).await.map_err(failed)?;
+                    cx.progress(data.len() as u64, 0);
+                }
+                Piece::Hole(length) => {
+                    bytes += length;
+                    let mut left = length;
+                    while left > 0 {
+                        let count = left.min(ZEROES.len() as u64);
+                        digest.update(&ZEROES[..count as usize]);
+                        left -= count;
+                    }
+                    file.seek(std::io::SeekFrom::Start(bytes)).await.map_err(failed)?;
+                    cx.progress(length, 0);
+                }
+            }
+        }
+        if bytes != entry.size() {
+            let message = format!("`{}` has {} bytes in its tree, {bytes} were read", entry.path, entry.size());
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+        let crc = self.listed.and_then(|listed| listed.crc);
+        if crc.is_some_and(|crc| crc != digest.finalize() as u32) {
+            let message = format!("`{}` does not have the checksum of the server's manifest", entry.path);
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+        file.flush().await.map_err(failed)?;
+        file.set_len(bytes).await.map_err(failed)
+    }
 }
 
 /// Links the tablespace `oid` of the data directory `data` to where it will be.
@@ -272,53 +257,11 @@ fn link(data: &Path, oid: u32, folder: &Path, owner: Option<Owner>) -> Result<()
     let links = data.join(LINKS);
     make_folder(&links, PRIVATE, owner)?;
     let path = links.join(oid.to_string());
+    if path.is_symlink() {
+        std::fs::remove_file(&path).map_err(|source| Error::io("cannot replace the link", &path, source))?;
+    }
     symlink(folder, &path).map_err(|source| Error::io("cannot link the tablespace", &path, source))?;
     own(&path, owner)
-}
-
-/// Writes `tablespace_map` for the new places, and its new length and checksum into the manifest.
-fn write_map(data: &Path, map: &[u8], owner: Option<Owner>) -> Result<()> {
-    let mut digest = crc32c();
-    digest.update(map);
-    let crc = digest.finalize() as u32;
-    replace(&data.join(MAP), map, owner)?;
-    let path = data.join(MANIFEST);
-    let failed = |source| Error::io("cannot rewrite the manifest", &path, source);
-    let written = data.join(format!("{MANIFEST}.new"));
-    let mut from = std::io::BufReader::new(std::fs::File::open(&path).map_err(failed)?);
-    let mut to = std::io::BufWriter::new(std::fs::File::create(&written).map_err(failed)?);
-    let (mut reader, mut writer) = (ManifestReader::default(), ManifestWriter::default());
-    loop {
-        let data = std::io::BufRead::fill_buf(&mut from).map_err(failed)?;
-        let count = data.len();
-        if count == 0 {
-            break;
-        }
-        let lines = reader.push(data)?;
-        std::io::BufRead::consume(&mut from, count);
-        for line in lines {
-            let bytes = match line {
-                Line::File(file) if file.path()? == MAP.as_bytes() => {
-                    writer.file(file.line(MAP.as_bytes(), map.len() as u64, Some(crc))?)
-                }
-                Line::File(file) => writer.file(file.line(&file.path()?, file.size, file.crc()?)?),
-                Line::Range(range) => writer.range(range),
-                Line::Other(line) => writer.other(&line),
-                Line::Checksum => std::mem::take(&mut writer).finish(),
-            };
-            std::io::Write::write_all(&mut to, &bytes).map_err(failed)?;
-        }
-    }
-    reader.finish()?;
-    to.into_inner().map_err(|error| failed(error.into_error()))?;
-    std::fs::set_permissions(&written, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    std::fs::rename(&written, &path).map_err(failed)?;
-    own(&path, owner)
-}
-
-fn replace(path: &Path, content: &[u8], owner: Option<Owner>) -> Result<()> {
-    std::fs::write(path, content).map_err(|source| Error::io("cannot write the file", path, source))?;
-    own(path, owner)
 }
 
 /// Brings everything to disk: a restore that a power failure could undo is none.
@@ -328,43 +271,22 @@ fn sync(folder: &Path) -> Result<()> {
     rustix::fs::syncfs(&handle).map_err(|source| failed(source.into()))
 }
 
-/// The configuration files, below `folder/config`, as they were laid out; into a staging of that folder.
-pub(crate) async fn place_config(
+/// The configuration files as they were laid out, those that shall be in `folder/config` into `beside`.
+pub(super) async fn place_config(
     cx: &RunContext,
     from: &BackupReader,
     details: &PhysicalDetails,
     folder: &Path,
-    staging: &Staging,
+    beside: &Path,
 ) -> Result<u64> {
     for file in &details.config_files {
         let content = cx.unless_cancelled(from.read(&file.artifact, MAX_SMALL)).await?;
-        let path = staging.path(&folder.join(file.artifact.as_str()));
+        let name = Path::new(file.artifact.as_str());
+        let path = name.strip_prefix("config").map_or_else(|_| folder.join(name), |name| beside.join(name));
         if let Some(parent) = path.parent() {
             make_folder(parent, PRIVATE, None)?;
         }
-        let failed = |source| Error::io("cannot write the file", &path, source);
-        std::fs::write(&path, content).map_err(failed)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        write_private(&path, &content, None)?;
     }
     Ok(details.config_files.len() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tablespaces_go_to_their_new_places_and_nowhere_else() {
-        let layout = Layout { data: "/new/data".into(), tablespaces: BTreeMap::from([(16384, "/new/a\nb\\c".into())]) };
-        for (path, place) in [
-            ("pg_tblspc/16384/PG_15/5/1", "/new/a\nb\\c/PG_15/5/1"),
-            ("pg_tblspc/16384", "/new/a\nb\\c"),
-            ("pg_tblspc/1/x", "/new/data/pg_tblspc/1/x"),
-            ("pg_tblspc", "/new/data/pg_tblspc"),
-            ("base/5/1", "/new/data/base/5/1"),
-        ] {
-            assert_eq!(layout.place(&TreePath::new(path).unwrap()), Path::new(place), "{path}");
-        }
-        assert_eq!(layout.map(), b"16384 /new/a\\\nb\\\\c\n");
-    }
 }

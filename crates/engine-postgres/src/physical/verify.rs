@@ -28,9 +28,9 @@ const MAX_FINDINGS: usize = 1000;
 const ZEROES: &[u8] = &[0; 64 * 1024];
 
 /// The first bytes of the SHA-256 of a path.
-type PathKey = [u8; 16];
+pub(super) type PathKey = [u8; 16];
 
-fn key(path: &[u8]) -> PathKey {
+pub(super) fn key(path: &[u8]) -> PathKey {
     let digest = Sha256::digest(path);
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);

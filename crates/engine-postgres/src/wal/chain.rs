@@ -141,6 +141,11 @@ impl Chain {
         self.histories.contains_key(&timeline)
     }
 
+    /// The timelines whose histories are in the archive.
+    pub fn histories(&self) -> impl Iterator<Item = u32> + '_ {
+        self.histories.keys().copied()
+    }
+
     /// So many bytes at the beginning of a segment are archived in pieces.
     #[must_use]
     pub fn pieces_of(&self, segment: WalSegment) -> u32 {

@@ -51,7 +51,7 @@ async fn write(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
 }
 
 /// The pieces of a segment that lead from its beginning as far as possible.
-async fn pieces(log: &SegmentLog, segment: WalSegment) -> Result<Vec<WalFile>> {
+pub(super) async fn pieces(log: &SegmentLog, segment: WalSegment) -> Result<Vec<WalFile>> {
     let timeline = WalFile::Segment(segment).id()?.timeline;
     let mut found: Vec<(u32, u32)> = Vec::new();
     for entry in log.segments(&timeline).await? {

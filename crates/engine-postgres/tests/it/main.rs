@@ -8,6 +8,7 @@ mod drill;
 mod faults;
 mod increments;
 mod physical;
+mod recovery;
 mod restore;
 mod support;
 mod verify;

@@ -92,7 +92,7 @@ impl RdbSummary {
     }
 
     /// Adds the counts of another RDB of the same backup: of another master of the cluster.
-    pub(crate) fn add(&mut self, other: &Self) {
+    fn add(&mut self, other: &Self) {
         for (number, theirs) in &other.databases {
             let ours = self.databases.entry(*number).or_default();
             for (kind, count) in &theirs.keys {
@@ -107,6 +107,14 @@ impl RdbSummary {
         self.version = self.version.max(other.version);
         if other.checksum == Checksum::Off {
             self.checksum = Checksum::Off;
+        }
+    }
+
+    /// As [`add`](Self::add), to nothing yet or to what was counted before.
+    pub(crate) fn add_to(self, total: &mut Option<Self>) {
+        match total {
+            Some(total) => total.add(&self),
+            None => *total = Some(self),
         }
     }
 

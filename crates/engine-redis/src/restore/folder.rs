@@ -128,11 +128,7 @@ async fn write_one(
     make_folder(path.parent().unwrap_or(path))?;
     let part = Part::beside(path)?;
     if dumps.contains(name) {
-        let summary = dumps::spool(cx, from, name, &part.path()).await?;
-        match total {
-            Some(total) => total.add(&summary),
-            None => *total = Some(summary),
-        }
+        dumps::spool(cx, from, name, &part.path()).await?.add_to(total);
     } else {
         let failed = |source| Error::io("cannot write the file", path, source);
         // It may hold hashes of passwords: readable by its owner only.

@@ -112,6 +112,12 @@ impl Kept {
         Ok(Self { path, aside, before })
     }
 
+    /// The same, when what has the name now is what the server wrote.
+    pub(crate) fn put_back_at_once(self) -> Result<()> {
+        let written = inode(&self.path)?;
+        self.put_back(written)
+    }
+
     /// Gives the old file its name back; what the server wrote must be open, or of no more use. `written` is which file
     /// that is: when somebody saved again meanwhile, both are left alone.
     pub(crate) fn put_back(self, written: Option<u64>) -> Result<()> {
@@ -137,7 +143,7 @@ impl Drop for Kept {
 }
 
 /// Which file has this name; `None` for what is none.
-pub(crate) fn inode(path: &Path) -> Result<Option<u64>> {
+fn inode(path: &Path) -> Result<Option<u64>> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) => Ok(metadata.is_file().then(|| metadata.ino())),
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -4,7 +4,6 @@
 //! it prepares, then `$EOF:` and a mark of 40 bytes that also ends the RDB, or `$` and the length.
 //! Invariant: without its mark, or before its length is reached, an end is an error.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use backup_core::RunContext;
@@ -15,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 
 use super::PIECE_BYTES;
-use super::own_dump::{self, Kept};
+use super::own_dump::Kept;
 use crate::Redis;
 use crate::connection::{Connection, refusal};
 use crate::server::{Info, Server, setting};
@@ -172,18 +171,14 @@ impl Replication {
 }
 
 /// Keeps the server's dump file where the server is about to write over it. It tells that only who may ask.
-async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<(Kept, PathBuf)>> {
+async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<Kept>> {
     // A connection that has introduced itself as a replica is for nothing else.
     let mut connection = server.connect(cx).await?;
     if setting(&mut connection, "repl-diskless-sync").await?.as_deref() != Some("no") {
         return Ok(None);
     }
     let (host, data_dir) = (&*redis.host, redis.settings.data_dir.as_deref());
-    let Some(kept) = Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await? else {
-        return Ok(None);
-    };
-    let path = own_dump::path(&mut connection, host, data_dir).await?;
-    Ok(Some((kept, path)))
+    Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await
 }
 
 /// Says what kind of replica we are. Without `capa eof` the server would always write its dump file.
@@ -196,7 +191,7 @@ async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
 }
 
 /// A server that wrote its dump file is told of, and has its old one back.
-fn tell_of_disk(cx: &RunContext, framing: &Framing, kept: Option<(Kept, PathBuf)>) -> Result<()> {
+fn tell_of_disk(cx: &RunContext, framing: &Framing, kept: Option<Kept>) -> Result<()> {
     if !matches!(framing, Framing::Length(_)) {
         return Ok(());
     }
@@ -205,10 +200,7 @@ fn tell_of_disk(cx: &RunContext, framing: &Framing, kept: Option<(Kept, PathBuf)
          `CONFIG SET repl-diskless-sync yes` spares that",
     );
     // It has opened what it sends.
-    match kept {
-        Some((kept, path)) => kept.put_back(own_dump::inode(&path)?),
-        None => Ok(()),
-    }
+    kept.map_or(Ok(()), Kept::put_back_at_once)
 }
 
 async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Timestamp, Framing)> {

@@ -9,7 +9,7 @@ use backup_core::run::run;
 use backup_core::sink::{Sink, SnapshotFilter};
 use backup_testkit::{Action, Disturbance, DisturbedSink, MemorySink, PrivateRedis};
 
-use crate::support::{Saved, back_up, context, engine, fill, options, password, restore, sample, task};
+use crate::support::{Saved, back_up, build, context, engine, fill, options, password, restore, sample, task};
 
 const EXPORT: &str = "modes: [export]";
 
@@ -141,7 +141,7 @@ async fn large_collections_that_change_are_read_at_once() {
     // A list that turns has each element once, and two fields that grow together are equal, at every moment.
     let changes = "RPOPLPUSH list list\nMULTI\nHINCRBY hash left 1\nHINCRBY hash right 1\nEXEC\n".repeat(500);
     server.pipe(&changes);
-    let changer = std::thread::spawn({
+    let turning = std::thread::spawn({
         let (server, stop) = (Arc::clone(&server), Arc::clone(&stop));
         move || {
             while !stop.load(Ordering::Relaxed) {
@@ -151,7 +151,7 @@ async fn large_collections_that_change_are_read_at_once() {
     });
     let saved = back_up(&engine(&server, EXPORT)).await.unwrap();
     stop.store(true, Ordering::Relaxed);
-    changer.join().unwrap();
+    turning.join().unwrap();
     assert!(calls(&server, "lrange") > 10, "it was tried");
     let target = PrivateRedis::start();
     restore(&engine(&target, ""), &saved, &RestoreTarget::default()).await.unwrap();
@@ -161,7 +161,56 @@ async fn large_collections_that_change_are_read_at_once() {
     assert_eq!(target.call(&["HGET", "hash", "left"]), target.call(&["HGET", "hash", "right"]));
 }
 
-/// A table that shrinks while it is listed names keys twice; a server refuses an RDB that does.
+/// SCAN may name a key twice: here the second step of each listing begins at the first one again.
+#[tokio::test]
+async fn keys_that_a_listing_names_twice_are_saved_once() {
+    let server = sample(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("between");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let behind = server.socket();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(between(client, behind.clone()));
+        }
+    });
+    let engine = build(&format!("{{ socket: {}, {EXPORT} }}", socket.display())).unwrap();
+    let saved = back_up(&engine).await.unwrap();
+    assert_eq!(saved.record().fingerprint.total("keys of db0"), 3011);
+    let drill = engine.driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert_eq!(drill.findings, Vec::<String>::new());
+    let asked = calls(&server, "scan");
+    assert!(asked > 3011 / 1000 + 2, "{asked} steps: none was repeated");
+}
+
+/// Hands everything on, but for the first cursor that is not 0.
+async fn between(client: tokio::net::UnixStream, server: std::path::PathBuf) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const SCAN: &[u8] = b"$4\r\nSCAN\r\n";
+    let server = tokio::net::UnixStream::connect(server).await?;
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+    let (mut piece, mut changed) = (vec![0; 65_536], false);
+    loop {
+        let count = from_client.read(&mut piece).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut message = piece[..count].to_vec();
+        if let Some(at) = message.windows(SCAN.len()).position(|window| window == SCAN).map(|at| at + SCAN.len()) {
+            // Behind it: `$`, the cursor's length, the cursor.
+            let ends: Vec<usize> = (at..count).filter(|place| message[*place] == b'\n').take(2).collect();
+            if !changed && message[ends[0] + 1..ends[1] - 1] != *b"0" {
+                message.splice(at..=ends[1], *b"$1\r\n0\r\n");
+                changed = true;
+            }
+        }
+        to_server.write_all(&message).await?;
+    }
+}
+
+/// Keys vanish, and the server's table shrinks, while it is listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_export_of_a_shrinking_server_loads() {
     let server = Arc::new(sample(&[]));

@@ -19,16 +19,11 @@ fn filled(listen: Listen<'_>, options: &[(&str, &str)]) -> PrivateRedis {
 #[tokio::test]
 async fn everything_works_over_tls() {
     let authority = Certificates::new();
-    let (identity, client) = (authority.server(), authority.client("backup"));
+    let identity = authority.server();
     let listen = Listen::Tls(&authority, &identity, ClientCertificate::Required);
     let (server, target) = (filled(listen, &[]), PrivateRedis::listening(listen, &[]));
     target.fill(10, 3);
-    let tls = format!(
-        "tls: {{ ca: {}, cert: {}, key: {} }}",
-        authority.ca().display(),
-        client.certificate.display(),
-        client.key.display()
-    );
+    let tls = format!("tls: {{ ca: {}, {} }}", authority.ca().display(), shown(&authority));
     let engine = engine_by_port(&server, "rediss", &tls);
     let preflight = engine.source.preflight(&context()).await.unwrap();
     assert_eq!(preflight.warnings, Vec::<String>::new());
@@ -58,6 +53,12 @@ async fn a_large_snapshot_comes_whole_over_tls() {
     assert_eq!(engine.verifier.verify(&context(), &saved.reader().await).await.unwrap().findings, []);
 }
 
+/// What we show to a server that asks for a certificate.
+fn shown(authority: &Certificates) -> String {
+    let client = authority.client("backup");
+    format!("cert: {}, key: {}", client.certificate.display(), client.key.display())
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_believed_is_named_with_the_remedy() {
     let authority = Certificates::new();
@@ -66,6 +67,9 @@ async fn a_server_that_is_not_believed_is_named_with_the_remedy() {
     let ca = format!("tls: {{ ca: {} }}", authority.ca().display());
     let stranger = Certificates::new();
     let other = format!("tls: {{ ca: {} }}", stranger.ca().display());
+    let careless = engine_by_port(&private, "rediss", &format!("tls: {{ verify: none, {} }}", shown(&authority)));
+    let preflight = careless.source.preflight(&context()).await.unwrap();
+    assert!(preflight.warnings.iter().any(|warning| warning.contains("whoever answers")), "{preflight:?}");
     let cases = [
         (engine_by_port(&private, "rediss", &other), ErrorKind::PermissionDenied, "not trusted"),
         (engine_by_port(&private, "rediss", &ca), ErrorKind::PermissionDenied, "asks for a certificate"),

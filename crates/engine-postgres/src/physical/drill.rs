@@ -1,0 +1,207 @@
+//! The drill of a base backup: a scratch server on its files, recovered to the end of the log, asked about every table and page.
+//!
+//! Invariant: the scratch server reaches no other server: no network, no archiving, no subscriptions, nothing preloaded. Its
+//! files are gone afterwards.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use backup_core::engine::{DrillReport, Existing};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::{BackupReader, RunContext};
+
+use super::configure::{Configuring, configure};
+use super::inventory::Inventory;
+use super::layout::Layout;
+use super::owner::{Owner, write_private};
+use super::place::{Placing, finish, place};
+use super::{Physical, PhysicalDetails, standing};
+use crate::logical::{amcheck, beginning};
+use crate::psql::Psql;
+use crate::recovery::{Copy, State, Way, stage};
+use crate::scratch::{Scratch, Site};
+use crate::tools::{PgVersion, Tools};
+
+/// The scratch server's own configuration, which the cluster's gives way to.
+const CONFIG: &str = "drill.conf";
+const HBA: &str = "drill_hba.conf";
+const IDENT: &str = "drill_ident.conf";
+const POLL: Duration = Duration::from_millis(50);
+/// What the scratch server has at least, where replay needs as much as the server had.
+const LEAST_PREPARED: u64 = 16;
+
+impl Physical {
+    /// Restores, recovers along `way`, and asks. What does not restore is a finding.
+    pub(crate) async fn drill(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        details: &PhysicalDetails,
+        way: Option<&Way>,
+    ) -> Result<DrillReport> {
+        let tools = self.own_tools(details).await?;
+        let user = &self.server.endpoint.user;
+        let site = Site::prepare(cx, &self.server.host, user, self.server.run_as()).await?;
+        let mut drill = DrillReport::default();
+        let started = Instant::now();
+        let data = site.folder.join("data");
+        let placed = cx.unless_cancelled(self.place_in(cx, from, details, way, &site.folder)).await;
+        drill.bytes = match placed {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
+                drill.findings.push(format!("the base backup does not restore: {}", error.chain()));
+                return Ok(drill);
+            }
+            Err(error) => return Err(error),
+        };
+        cx.step("starting a scratch server; it replays the log");
+        let settings = settings(&site.folder, details);
+        let mut scratch = site.launch(tools.clone(), data.clone(), &settings).await?;
+        let outcome = cx.unless_cancelled(until_ready(&mut scratch, &data)).await;
+        drill.restore_time = started.elapsed();
+        if let Some(why) = outcome? {
+            drill.findings.push(format!("the server does not recover: {why}"));
+            return Ok(drill);
+        }
+        drill.reached = way.map(|way| way.received.map_or(way.reached, |received| received.max(way.reached)));
+        drill.checked.push(match way {
+            Some(way) => format!("recovered: {}", way.describe()),
+            None => "recovered to where the base backup ended; there is no log".to_owned(),
+        });
+        let asked = Instant::now();
+        cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, details, &mut drill)).await?;
+        cx.unless_cancelled(page_checksums(cx, &mut scratch, &tools, details, &data, &mut drill)).await?;
+        drill.check_time = asked.elapsed();
+        Ok(drill)
+    }
+
+    /// The server's programs of the very version: its files are those of no other.
+    async fn own_tools(&self, details: &PhysicalDetails) -> Result<Tools> {
+        let version = PgVersion(details.version_number);
+        let tools = self.tools.server(version).await?;
+        if tools.version.major() == version.major() {
+            return Ok(tools);
+        }
+        let major = version.major();
+        let message = format!("a base backup of version {major} runs on that version only; there is {}", tools.version);
+        Err(Error::new(ErrorKind::Unsupported, message).hint(format!(
+            "install it on this machine: `apt-get install postgresql-{major}`; or name its folder: `bin: …`"
+        )))
+    }
+
+    async fn place_in(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        details: &PhysicalDetails,
+        way: Option<&Way>,
+        folder: &Path,
+    ) -> Result<u64> {
+        let layout = &Layout::below(folder, details);
+        let owner = Owner::find(self.server.run_as(), &layout.data)?;
+        let inventory = &Inventory::take(cx, from).await?;
+        standing::clear(layout, Existing::Refuse, inventory)?;
+        let placed =
+            place(cx, from, &Placing { layout, later: layout, existing: Existing::Refuse, owner, inventory }).await?;
+        let mut bytes = placed.bytes;
+        if let (Some(way), Some(log)) = (way, from.log()) {
+            bytes += stage(cx, log, way, &layout.data, owner).await?;
+        }
+        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, about: "a drill" };
+        configure(cx, from, details, &how).await?;
+        for (name, text) in [(CONFIG, ""), (HBA, "local all all trust\n"), (IDENT, "")] {
+            write_private(&folder.join(name), text.as_bytes(), owner)?;
+        }
+        standing::ended(layout)?;
+        finish(layout).await?;
+        Ok(bytes)
+    }
+
+    async fn ask(
+        &self,
+        cx: &RunContext,
+        scratch: &mut Scratch,
+        tools: &Tools,
+        details: &PhysicalDetails,
+        drill: &mut DrillReport,
+    ) -> Result<()> {
+        // Whoever made the backup is there; who may look at everything, everybody may ask.
+        let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
+        let superuser: Option<String> = session.value("(SELECT rolname FROM pg_roles WHERE oid = 10)").await?;
+        session.close().await?;
+        scratch.server.endpoint.user = superuser.unwrap_or_default();
+        let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
+        let select = "SELECT datname AS name FROM pg_database WHERE datallowconn ORDER BY 1";
+        let databases = crate::logical::names(&mut session, select).await?;
+        session.close().await?;
+        for database in &databases {
+            let mut session = Psql::connect(&scratch.server, tools, database).await?;
+            let count = "(SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 'p') AND oid >= 16384)";
+            let tables: Option<u64> = session.value(count).await?;
+            session.close().await?;
+            drill.items += tables.unwrap_or(0);
+        }
+        drill.checked.push(format!("{} tables in {} databases are there", drill.items, databases.len()));
+        let system = "(SELECT system_identifier FROM pg_control_system())";
+        let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
+        let system: Option<String> = session.value(&format!("{system}::text")).await?;
+        let system = system.unwrap_or_default();
+        session.close().await?;
+        if system != details.system_identifier {
+            drill.findings.push(format!("it is the cluster {system}, not {}", details.system_identifier));
+        }
+        amcheck(cx, &scratch.server, tools, self.settings.jobs, drill).await
+    }
+}
+
+fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
+    let file = |setting: &str, name: &str| format!("{setting}={}", folder.join(name).display());
+    let mut settings = vec![
+        file("config_file", CONFIG),
+        file("hba_file", HBA),
+        file("ident_file", IDENT),
+        "logging_collector=off".into(),
+    ];
+    for (name, number) in &details.settings {
+        let least = if name == "max_prepared_transactions" { LEAST_PREPARED } else { 0 };
+        settings.push(format!("{name}={}", (*number).max(least)));
+    }
+    settings
+}
+
+/// Waits until the recovery has ended; what the server said last, when it did not reach its target.
+async fn until_ready(scratch: &mut Scratch, data: &Path) -> Result<Option<String>> {
+    loop {
+        if let Some(why) = scratch.ended().await? {
+            return Ok(Some(why));
+        }
+        if State::of(data) == State::Ready {
+            return Ok(None);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn page_checksums(
+    cx: &RunContext,
+    scratch: &mut Scratch,
+    tools: &Tools,
+    details: &PhysicalDetails,
+    data: &Path,
+    drill: &mut DrillReport,
+) -> Result<()> {
+    scratch.rest().await?;
+    if !details.data_checksums {
+        drill.checked.push("the cluster has no page checksums".to_owned());
+        return Ok(());
+    }
+    cx.step("checking the checksum of every page");
+    let command = scratch.server.plain_command(tools.program("pg_checksums")).arg("--check").arg("-D").arg(data);
+    let mut process = scratch.server.host.spawn(command).await?;
+    let _numbers = beginning(&mut process).await?;
+    match process.status().await? {
+        Some(0) => drill.checked.push("pg_checksums found every page whole".to_owned()),
+        _ => drill.findings.push(format!("pg_checksums: {}", process.stderr_tail().trim())),
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! What stands where a cluster shall go: a running server is never touched, and only what is a cluster's is ever removed.
+
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use backup_core::engine::Existing;
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::tree::TreePath;
+
+use super::inventory::{Inventory, Listed};
+use super::layout::{LINKS, Layout};
+use super::receiver::crc32c;
+use crate::recovery::is_running;
+
+/// Every data directory has it, the first file that a restore writes is a file of one, too.
+const VERSION: &str = "PG_VERSION";
+/// Says that a restore began here, so that another may begin anew when it broke off.
+const BEGUN: &str = "stackward-restore.incomplete";
+/// What a server puts into a tablespace.
+const SPACE_PREFIX: &str = "PG_";
+const READ_BYTES: usize = 1024 * 1024;
+
+/// Looks whether the cluster may be written.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] when a server runs there; [`ErrorKind::AlreadyExists`] when something stands there that may not be
+/// replaced, or is no cluster.
+pub(super) fn check(layout: &Layout, existing: Existing) -> Result<()> {
+    if is_running(&layout.data) {
+        return Err(Error::new(ErrorKind::Busy, format!("a server runs on {}", layout.data.display()))
+            .hint("stop it, or restore into another folder with `--target`"));
+    }
+    for folder in layout.folders() {
+        existing.check_folder(folder)?;
+    }
+    if existing != Existing::Refuse && !is_empty(&layout.data)? && !is_cluster(&layout.data) {
+        let message = format!("{} is not empty, and is no data directory of a server", layout.data.display());
+        return Err(Error::new(ErrorKind::AlreadyExists, message)
+            .hint("choose another folder, or remove yourself what is in it"));
+    }
+    Ok(())
+}
+
+/// Whether its folders can be written under other names first: not when one is a file system of its own.
+pub(super) fn can_be_staged(layout: &Layout) -> bool {
+    let device = |folder: &Path| std::fs::metadata(folder).ok().map(|metadata| metadata.dev());
+    let is_mounted = |folder: &PathBuf| match (device(folder), folder.parent().and_then(device)) {
+        (Some(own), Some(above)) => own != above,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    !layout.folders().any(is_mounted)
+}
+
+fn is_cluster(data: &Path) -> bool {
+    data.join(VERSION).is_file() || data.join(BEGUN).is_file()
+}
+
+fn is_empty(folder: &Path) -> Result<bool> {
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(source) => Err(Error::io("cannot look into the folder", folder, source)),
+    }
+}
+
+/// Removes what may not stay: everything, or what the snapshot does not have.
+pub(super) fn clear(layout: &Layout, existing: Existing, inventory: &Inventory) -> Result<()> {
+    // Again: somebody may have started a server since it was planned.
+    check(layout, existing)?;
+    let make = |source| Error::io("cannot begin to restore into the folder", &layout.data, source);
+    std::fs::create_dir_all(&layout.data).map_err(make)?;
+    std::fs::write(layout.data.join(BEGUN), b"").map_err(make)?;
+    match existing {
+        Existing::Refuse => Ok(()),
+        Existing::Replace => {
+            remove_entries(&layout.data, |name| name != BEGUN.as_bytes())?;
+            for folder in layout.tablespaces.values().filter(|folder| folder.is_dir()) {
+                remove_entries(folder, |name| name.starts_with(SPACE_PREFIX.as_bytes()))?;
+            }
+            Ok(())
+        }
+        Existing::Update => {
+            tidy(&layout.data, &mut Vec::new(), inventory)?;
+            for (oid, folder) in layout.tablespaces.iter().filter(|(_, folder)| folder.is_dir()) {
+                tidy(folder, &mut format!("{LINKS}/{oid}/").into_bytes(), inventory)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The restore has ended.
+pub(super) fn ended(layout: &Layout) -> Result<()> {
+    let path = layout.data.join(BEGUN);
+    std::fs::remove_file(&path).map_err(|source| Error::io("cannot remove the file", &path, source))
+}
+
+fn remove_entries(folder: &Path, which: impl Fn(&[u8]) -> bool) -> Result<()> {
+    let failed = |source| Error::io("cannot empty the folder", folder, source);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !which(entry.file_name().as_bytes()) {
+            continue;
+        }
+        let is_folder = entry.file_type().map_err(failed)?.is_dir();
+        let path = entry.path();
+        if is_folder { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) }.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Removes below `folder`, whose entries have paths of the tree that begin with `prefix`, what the tree does not have; links
+/// and `pg_control` always.
+fn tidy(folder: &Path, prefix: &mut Vec<u8>, inventory: &Inventory) -> Result<()> {
+    let failed = |source| Error::io("cannot tidy the folder", folder, source);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let length = prefix.len();
+        prefix.extend_from_slice(entry.file_name().as_bytes());
+        let kind = entry.file_type().map_err(failed)?;
+        let known = TreePath::new(prefix.clone()).is_ok_and(|path| inventory.has(path.as_bytes()));
+        let path = entry.path();
+        if prefix.as_slice() == BEGUN.as_bytes() {
+            // Ours.
+        } else if kind.is_dir() && known {
+            prefix.push(b'/');
+            tidy(&path, prefix, inventory)?;
+        } else if kind.is_dir() {
+            std::fs::remove_dir_all(&path).map_err(failed)?;
+        } else if !kind.is_file() || !known || prefix.as_slice() == b"global/pg_control" {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+        prefix.truncate(length);
+    }
+    Ok(())
+}
+
+/// Whether the file at `path` is the one that would be written: as long, and with the checksum that the server told. A file
+/// without one is written anew.
+pub(super) async fn is_same(path: &Path, size: u64, listed: Option<Listed>) -> Result<bool> {
+    let Some(Listed { crc: Some(crc), .. }) = listed else { return Ok(false) };
+    if !std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size) {
+        return Ok(false);
+    }
+    let path = path.to_owned();
+    let reading = tokio::task::spawn_blocking(move || -> std::io::Result<bool> {
+        let mut file = std::fs::File::open(&path)?;
+        let (mut buffer, mut digest) = (vec![0; READ_BYTES], crc32c());
+        loop {
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(digest.finalize() as u32 == crc);
+            }
+            digest.update(&buffer[..count]);
+        }
+    });
+    // A file that cannot be read is written anew.
+    reading
+        .await
+        .map(|read| read.unwrap_or(false))
+        .map_err(|source| Error::new(ErrorKind::Internal, "a file was lost").caused_by(source))
+}
+
+/// Looks whether there is room for `bytes` where `folder` will be.
+///
+/// # Errors
+/// [`ErrorKind::NoSpace`].
+pub(super) fn check_space(folder: &Path, bytes: u64) -> Result<()> {
+    let Some(standing) = folder.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
+    // Where it cannot be asked, writing will tell.
+    let Ok(room) = rustix::fs::statvfs(standing) else { return Ok(()) };
+    let free = room.f_bavail.saturating_mul(room.f_frsize);
+    if free >= bytes {
+        return Ok(());
+    }
+    let message = format!("{bytes} bytes do not fit into {}, which has {free}", standing.display());
+    Err(Error::new(ErrorKind::NoSpace, message).hint("free some space, or choose another place with `--target`"))
+}

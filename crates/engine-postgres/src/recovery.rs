@@ -1,0 +1,17 @@
+//! Recovery to a moment: which snapshot and which way through the log lead there, and what the server is told.
+//!
+//! Invariant: a server that recovers is always told where to stop, and everything up to there was read and checked before
+//! the first byte was written; a server without a target would come up early when something is missing, and say nothing.
+
+mod choose;
+mod conf;
+mod observe;
+mod stage;
+mod start;
+mod way;
+
+pub(crate) use choose::{choose, out_of_reach};
+pub(crate) use conf::{Copy, neutral, settings, without_settings};
+pub(crate) use stage::stage;
+pub(crate) use start::{Started, State, is_running, start};
+pub(crate) use way::{Search, Way, find};

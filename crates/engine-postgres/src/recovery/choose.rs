@@ -1,0 +1,95 @@
+//! Which snapshot a recovery begins with: the newest that ended before the moment.
+
+use backup_core::engine::{Candidate, Moment};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::names::SnapshotId;
+use backup_core::position::Lsn;
+use backup_core::{RunContext, SegmentLog};
+use jiff::Timestamp;
+
+use super::way::{Search, Way, find, timeline};
+use crate::physical::PhysicalDetails;
+use crate::wal::Chain;
+
+/// The snapshot, and the way from it.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when no snapshot leads there, with the window; those of [`find`].
+pub(crate) async fn choose(
+    cx: &RunContext,
+    candidates: &[Candidate],
+    log: &SegmentLog,
+    chain: &Chain,
+    moment: &Moment,
+) -> Result<(SnapshotId, Way)> {
+    let mut physical = Vec::new();
+    for candidate in candidates {
+        if let Some(details) = PhysicalDetails::of(&candidate.record)? {
+            physical.push((&candidate.id, details, 0));
+        }
+    }
+    if physical.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            "there is no base backup to recover from: the snapshots have dumps only",
+        )
+        .hint(
+            "write `modes: [physical]` in the plan, and back up; what was before then cannot be recovered to a moment",
+        ));
+    }
+    // Snapshots of a server that was replaced since are of no use; when all are, `find` says so.
+    let of_archive =
+        |details: &PhysicalDetails| chain.system().is_none_or(|system| system == details.system_identifier);
+    if physical.iter().any(|(_, details, _)| of_archive(details)) {
+        physical.retain(|(_, details, _)| of_archive(details));
+    }
+    for (_, details, leads_to) in &mut physical {
+        *leads_to = timeline(chain, details)?;
+    }
+    let from = physical.iter().map(|(_, details, _)| details.stopped).min();
+    // What leads to the newest timeline comes first: what was left behind is not what is meant, unless nothing else is there.
+    physical.sort_by_key(|(_, details, leads_to)| (*leads_to, details.stop_lsn));
+    let mut window = Window { from, to: None };
+    let mut newer: Option<(u32, Lsn)> = None;
+    let is_somewhere = matches!(moment, Moment::Name(_) | Moment::Transaction(_));
+    for (id, details, leads_to) in physical.iter().rev() {
+        // Behind the next snapshot was looked already.
+        let until = newer.filter(|(timeline, _)| is_somewhere && timeline == leads_to).map(|(_, until)| until);
+        match find(cx, details, log, chain, moment, until).await? {
+            Search::Found(way) => return Ok(((*id).clone(), way)),
+            Search::TooEarly => {}
+            Search::NotThere { time, .. } => {
+                window.to = window.to.max(time);
+                if !is_somewhere && physical.iter().all(|(_, _, other)| other == leads_to) {
+                    break;
+                }
+            }
+        }
+        newer = Some((*leads_to, details.stop_lsn));
+    }
+    Err(window.refuse(moment))
+}
+
+/// What can be recovered to.
+struct Window {
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+}
+
+impl Window {
+    fn refuse(&self, moment: &Moment) -> Error {
+        let window = match (self.from, self.to) {
+            (Some(from), Some(to)) => format!("from {from} to {to}"),
+            (Some(from), None) => format!("from {from} on"),
+            _ => "nothing".to_owned(),
+        };
+        Error::new(ErrorKind::NotFound, format!("{moment} lies outside of what can be recovered: {window}"))
+            .hint("`stackward status` shows the window; `--to-latest` recovers all that is archived")
+    }
+}
+
+/// The error of a restore of one snapshot to a moment that cannot be reached from it.
+pub(crate) fn out_of_reach(search: &Search, details: &PhysicalDetails, moment: &Moment) -> Error {
+    let to = if let Search::NotThere { time, .. } = search { *time } else { None };
+    Window { from: Some(details.stopped), to }.refuse(moment)
+}

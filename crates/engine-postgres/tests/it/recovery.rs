@@ -1,0 +1,8 @@
+//! Recovery to a moment on real servers under load: what came before is there, row by row, and what came after is not.
+
+mod drill;
+mod places;
+mod refused;
+mod support;
+mod targets;
+mod timelines;
