@@ -22,14 +22,14 @@ use crate::support::{engine, sample};
 
 /// A sink whose logs take nothing while it is full, and which begins no snapshot while its gate is closed.
 #[derive(Debug, Clone)]
-struct Filling {
+struct Fickle {
     inner: Arc<dyn Sink>,
     full: Arc<AtomicBool>,
     gate: Arc<Semaphore>,
 }
 
 #[async_trait]
-impl Sink for Filling {
+impl Sink for Fickle {
     fn describe(&self) -> String {
         self.inner.describe()
     }
@@ -56,7 +56,7 @@ impl Sink for Filling {
     }
 
     fn logs(&self) -> Option<Arc<dyn LogStore>> {
-        Some(Arc::new(FullLog { inner: self.inner.logs()?, full: Arc::clone(&self.full) }))
+        Some(Arc::new(FickleLog { inner: self.inner.logs()?, full: Arc::clone(&self.full) }))
     }
 
     async fn check(&self, cx: &RunContext, depth: CheckDepth, of: &[SnapshotId]) -> Result<CheckReport> {
@@ -65,13 +65,13 @@ impl Sink for Filling {
 }
 
 #[derive(Debug)]
-struct FullLog {
+struct FickleLog {
     inner: Arc<dyn LogStore>,
     full: Arc<AtomicBool>,
 }
 
 #[async_trait]
-impl LogStore for FullLog {
+impl LogStore for FickleLog {
     async fn put(
         &self,
         source: &SourceName,
@@ -114,7 +114,7 @@ impl LogStore for FullLog {
 fn archive() -> (Archive, Arc<AtomicBool>) {
     let full = Arc::new(AtomicBool::new(false));
     let gate = Arc::new(Semaphore::new(1));
-    let sink = Filling { inner: Arc::new(MemorySink::default()), full: Arc::clone(&full), gate };
+    let sink = Fickle { inner: Arc::new(MemorySink::default()), full: Arc::clone(&full), gate };
     (Archive { sink: Arc::new(sink) }, full)
 }
 
@@ -213,7 +213,7 @@ async fn a_slow_repository_does_not_hold_the_server_up() {
     let server = sample(&[]);
     server.fill(60_000, 1000);
     let gate = Arc::new(Semaphore::new(0));
-    let sink = Filling {
+    let sink = Fickle {
         inner: Arc::new(MemorySink::default()),
         full: Arc::new(AtomicBool::new(false)),
         gate: Arc::clone(&gate),
