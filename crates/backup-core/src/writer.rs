@@ -88,7 +88,7 @@ impl BackupWriter {
     /// the usual order; a plain directory keeps the order in which the entries came.
     ///
     /// # Errors
-    /// When the name was used before, or the sink fails. A path that came twice fails the seal.
+    /// When the name was used before, or the sink fails. Repositories notice a path that came twice when the tree is sealed.
     pub async fn tree_in_any_order(&self, name: ArtifactName) -> Result<TreeWriter> {
         self.open(&name)?;
         let order = TreeOrder::Any { scratch: self.cx.scratch().to_owned() };

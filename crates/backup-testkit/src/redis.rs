@@ -3,15 +3,20 @@
 //! Invariant: a server listens on no network (the loopback interface when it was asked to), shares nothing with other
 //! servers, and does not outlive its value.
 
+mod cluster;
+
 use std::fmt;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::certificates::{Certificates, Identity};
+
+pub use cluster::PrivateCluster;
 
 /// Selects another server program than `redis-server` in `PATH`: another version, or Valkey.
 pub const SERVER_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
@@ -19,6 +24,8 @@ const DEFAULT_SERVER: &str = "redis-server";
 const CLIENT: &str = "redis-cli";
 /// A server that needs longer than this to start will not start.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// The user without rights.
+const NOBODY: u32 = 65_534;
 /// Where ports are taken from.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 /// How often a condition is looked at again while waiting for the server.
@@ -30,6 +37,8 @@ pub struct PrivateRedis {
     child: Mutex<Option<Child>>,
     password: Option<String>,
     port: Option<u16>,
+    arguments: Vec<&'static str>,
+    user: Option<u32>,
 }
 
 /// What a server speaks on its port of the loopback interface.
@@ -91,11 +100,48 @@ impl PrivateRedis {
         unreachable!("there is always another port")
     }
 
+    /// Starts an empty server that has no rights of root, so that limits hold for it.
+    ///
+    /// # Panics
+    /// As [`PrivateRedis::start`].
+    #[must_use]
+    pub fn of_nobody(options: &[(&str, &str)]) -> Self {
+        let mut server = Self::prepare(options, None);
+        if rustix::process::getuid().is_root() {
+            for path in [server.folder.path().to_owned(), server.data_folder()] {
+                std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).expect("give the folder to nobody");
+            }
+            server.user = Some(NOBODY);
+        }
+        server.launch();
+        server
+    }
+
+    /// Starts a Sentinel that watches `master`.
+    ///
+    /// # Panics
+    /// As [`PrivateRedis::start`].
+    #[must_use]
+    pub fn sentinel_of(master: &Self) -> Self {
+        let port = ports().next().expect("there is always another port");
+        let mut sentinel = Self::prepare(&[], Some(port));
+        sentinel.arguments = vec!["--sentinel"];
+        let text = format!(
+            "bind 127.0.0.1\nport {port}\nunixsocket {}\ndir {}\nsentinel monitor watched 127.0.0.1 {} 1\n",
+            sentinel.socket().display(),
+            sentinel.data_folder().display(),
+            master.port()
+        );
+        std::fs::write(sentinel.configuration(), text).expect("write the configuration");
+        sentinel.launch();
+        sentinel
+    }
+
     fn prepare(options: &[(&str, &str)], port: Option<u16>) -> Self {
         // The path of a unix socket has at most 107 bytes: a short folder.
         let folder = tempfile::Builder::new().prefix("swrd-").tempdir_in("/tmp").expect("a temporary folder");
         let password = options.iter().find(|(name, _)| *name == "requirepass").map(|(_, value)| (*value).to_owned());
-        let server = Self { folder, child: Mutex::default(), password, port };
+        let server = Self { folder, child: Mutex::default(), password, port, arguments: Vec::new(), user: None };
         server.write_configuration(options);
         std::fs::create_dir(server.data_folder()).expect("a data folder");
         server
@@ -132,7 +178,10 @@ impl PrivateRedis {
     fn spawn(&self) {
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
         let mut command = command(&program());
-        command.arg(self.configuration()).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        command.arg(self.configuration()).args(&self.arguments).stdin(Stdio::null()).stdout(log).stderr(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         *self.child.lock().expect("nobody panicked") = Some(command.spawn().expect("start the server"));
     }
 
@@ -174,6 +223,25 @@ impl PrivateRedis {
     /// When it does not run.
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(self.pid(), signal).expect("signal the server");
+    }
+
+    /// Lets it start no child from now on, or lets it again. It must have been started by [`of_nobody`](Self::of_nobody).
+    ///
+    /// # Panics
+    /// When prlimit(1) fails.
+    pub fn allow_children(&self, allowed: bool) {
+        let pid = self.pid().as_raw_nonzero().to_string();
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("its limits");
+        let line = limits.lines().find(|line| line.starts_with("Max processes")).expect("a limit of processes");
+        let most = line.split_whitespace().nth(3).expect("the hard limit");
+        let soft = if allowed { most } else { "0" };
+        let mut prlimit = command(Path::new("prlimit"));
+        prlimit.args(["--pid", &pid, &format!("--nproc={soft}:{most}")]);
+        if let Some(user) = self.user {
+            // Whoever is not that user may not, without rights that even root may lack.
+            prlimit.uid(user).gid(user);
+        }
+        assert!(prlimit.status().expect("run prlimit").success());
     }
 
     /// Its process id.
@@ -250,6 +318,18 @@ impl PrivateRedis {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
 
+    /// Sends a file of commands, as `redis-cli --pipe < FILE` does.
+    ///
+    /// # Panics
+    /// When one of them fails.
+    pub fn pipe_file(&self, path: &Path) {
+        let mut client = self.client();
+        let file = std::fs::File::open(path).expect("the file");
+        let output = client.arg("--pipe").stdin(file).output().expect("run redis-cli");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("errors: 0"), "{text}");
+    }
+
     /// Fills database 0 with `count` strings `key:N` of `size` bytes each.
     ///
     /// # Panics
@@ -287,10 +367,11 @@ impl PrivateRedis {
 
     fn write_configuration(&self, options: &[(&str, &str)]) {
         let mut text = format!(
-            "port 0\nunixsocket {}\ndir {}\nsave \"\"\nenable-debug-command local\nrepl-diskless-sync-delay 0\n",
+            "port 0\nunixsocket {}\ndir {}\nsave \"\"\nrepl-diskless-sync-delay 0\n",
             self.socket().display(),
             self.data_folder().display()
         );
+        text.push_str(if major_version() >= 7 { "enable-debug-command local\n" } else { "repl-diskless-sync yes\n" });
         for (name, value) in options {
             text.push_str(&format!("{name} {value}\n"));
         }
@@ -344,7 +425,19 @@ pub(crate) fn ports() -> impl Iterator<Item = u16> {
     std::iter::repeat_with(next).filter(free)
 }
 
-fn program() -> PathBuf {
+/// The folder of the server program that [`SERVER_VARIABLE`] selects; `None` for the one in `PATH`.
+#[must_use]
+pub fn selected_folder() -> Option<PathBuf> {
+    let selected = PathBuf::from(std::env::var_os(SERVER_VARIABLE)?);
+    selected.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_path_buf)
+}
+
+/// The server program that private servers run.
+///
+/// # Panics
+/// When it is not installed.
+#[must_use]
+pub fn program() -> PathBuf {
     let program = std::env::var_os(SERVER_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_SERVER), PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = program.is_file() || std::env::split_paths(&path).any(|folder| folder.join(&program).is_file());
@@ -354,6 +447,17 @@ fn program() -> PathBuf {
         program.display()
     );
     program
+}
+
+/// The major version of [`program`]: what is the default since 7 must be said to older ones.
+fn major_version() -> u32 {
+    static VERSION: OnceLock<u32> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let told = command(&program()).arg("--version").output().expect("ask the server for its version");
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let version = told.split_whitespace().find_map(|word| word.strip_prefix("v="));
+        version.and_then(|version| version.split('.').next()?.parse().ok()).expect("a version")
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test server is started and stopped outside of any host")]

@@ -78,6 +78,10 @@ mod tests {
             let node = backup_core::plan::Node::from_yaml(found.yaml.strip_prefix("postgres:\n").unwrap()).unwrap();
             let settings = crate::config::Settings::parse(&node, Path::new("/")).unwrap();
             assert_eq!(settings.endpoint.host, path.to_str().unwrap());
+            // The role for physical backups, as comments.
+            for (statement, _) in crate::BACKUP_ROLE {
+                assert!(found.yaml.contains(&format!("  #   {statement}")), "{}", found.yaml);
+            }
         }
     }
 }

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use crate::physical::fuzzing as physical;
 
 /// The first byte chooses the parser, the second where the rest is cut in two. Returns whether it was understood.
+///
+/// # Panics
+/// When a parser is wrong.
 pub fn server_bytes(input: &[u8]) -> bool {
     let [parser, cut, rest @ ..] = input else { return false };
     let at = usize::from(*cut).min(rest.len());

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use backup_core::{Error, ErrorKind, Result};
-use engine_redis::rdb::{ExportOptions, Target, export, scan};
+use engine_redis::rdb::{ExportOptions, Functions, Target, export, scan};
 
 /// Counts what it is given.
 struct Sunk(u64);
@@ -35,6 +35,8 @@ fn main() -> Result<()> {
         let options = ExportOptions {
             databases: None,
             pattern: None,
+            slots: None,
+            functions: Functions::WithTheWhole,
             now_ms: 0,
             target: Target::redis(7, 0),
             chunk: 1000,

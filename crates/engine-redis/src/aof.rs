@@ -5,6 +5,8 @@
 //! them were the set at that moment; open files cannot be taken away by a rewrite, and what is appended later is left out.
 //! Invariant: nothing is changed on the server, so nothing needs to be set back, whatever happens to us.
 
+mod check;
+
 use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 
 use crate::connection::Connection;
+use crate::inspect::{Inspection, now_ms};
 use crate::recover::first_second;
 use crate::server::setting;
 
@@ -180,6 +183,59 @@ pub(crate) async fn check(from: &BackupReader, manifest: &ArtifactName) -> Resul
     Ok(format!("read to its end, the {} files that it lists are there", listed(&text).count()))
 }
 
+/// Reads one of the files to its end.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] for one that a server would refuse.
+pub(crate) async fn check_file(cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<String> {
+    let content = Inspection::of(|fed| check::read(fed, now_ms())).read(cx, from, name).await?;
+    let preamble = content.preamble.map_or_else(String::new, |rdb| format!("an RDB of {} keys, then ", rdb.keys()));
+    let torn = if content.torn { ", and one that is cut, which a server leaves out" } else { "" };
+    Ok(format!("read to its end: {preamble}{} commands{torn}", content.commands))
+}
+
+/// The file names of the saved set, and the text of its manifest; `None` for the single file of servers before 7.0.
+pub(crate) async fn set(from: &BackupReader) -> Result<(Vec<ArtifactName>, Option<String>)> {
+    let names = from.record().artifacts.iter().map(|record| record.name.clone());
+    let names: Vec<ArtifactName> = names.filter(is_of_the_set).collect();
+    if names.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, "the backup has no append-only files")
+            .hint("they are saved by `modes: [rdb, aof]`; leave `--select aof` out to restore the RDB"));
+    }
+    let Some(manifest) = names.iter().find(|name| is_manifest(name)) else { return Ok((names, None)) };
+    let text = String::from_utf8_lossy(&from.read(manifest, MAX_MANIFEST_BYTES).await?).into_owned();
+    Ok((names.iter().filter(|name| !is_manifest(name)).cloned().collect(), Some(text)))
+}
+
+/// The name that an artifact's file had.
+pub(crate) fn file_name(name: &ArtifactName) -> String {
+    let escaped = name.as_str().rsplit('/').next().unwrap_or_default();
+    unescaped(escaped)
+}
+
+/// The text that [`ArtifactName::escape`] was given.
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = || u8::from_str_radix(std::str::from_utf8(after.get(..2)?).ok()?, 16).ok();
+        let decoded = code().filter(|_| *first == b'%');
+        bytes.push(decoded.unwrap_or(*first));
+        rest = if decoded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A manifest without the files that wait to be deleted: those were not saved.
+pub(crate) fn without_history(manifest: &str) -> String {
+    manifest.lines().filter(|line| listed(line).next().is_some()).map(|line| line.to_owned() + "\n").collect()
+}
+
+/// Whether an artifact is one of the append-only files, or their manifest.
+pub(crate) fn is_of_the_set(name: &ArtifactName) -> bool {
+    name.as_str().strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// Whether an artifact is a manifest of append-only files.
 pub(crate) fn is_manifest(name: &ArtifactName) -> bool {
     name.as_str().starts_with(FOLDER) && name.as_str().ends_with(MANIFEST_ENDING)
@@ -249,6 +305,15 @@ async fn store(out: &BackupWriter, name: &str, opened: Opened) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn file_names_come_back() {
+        for name in ["appendonly.aof.1.base.rdb", "my file.aof", ".hidden", "ünï%41"] {
+            let artifact = artifact(name).unwrap();
+            assert_eq!(file_name(&artifact), name);
+            assert!(is_of_the_set(&artifact));
+        }
+    }
 
     #[test]
     fn a_manifest_lists_the_files_to_load() {

@@ -12,7 +12,7 @@ use crate::connection::{Connection, Reply};
 use crate::server::Info;
 
 pub(crate) const ACL: &str = "acl.txt";
-const CONFIGURATION: &str = "config.txt";
+pub(crate) const CONFIGURATION: &str = "config.txt";
 const INFO: &str = "info.txt";
 const CLUSTER_NODES: &str = "cluster-nodes.txt";
 /// Settings whose value is a list of words, written without quotes as the configuration file wants it.

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::plan::Node;
 use backup_core::secret::SecretRef;
+use backup_core::tls::TlsConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::follow::{FollowConfig, Limits};
+use crate::snapshot::{OwnDump, Way};
 
 const DEFAULT_PORT: u16 = 6379;
 const DEFAULT_HOST: &str = "127.0.0.1";
@@ -23,19 +25,23 @@ const DEFAULT_HOST: &str = "127.0.0.1";
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Redis and Valkey")]
 pub(crate) struct RedisConfig {
-    /// `redis://user@host:port`, without a password. Either this or `socket`. By default `redis://127.0.0.1:6379`.
+    /// `redis://user@host:port`, without a password; `rediss://` over TLS. Either this or `socket`. By default
+    /// `redis://127.0.0.1:6379`.
     url: Option<String>,
     /// The absolute path of the server's unix socket.
     socket: Option<PathBuf>,
+    /// TLS: whom to trust, and what to show. `{}` is what `rediss://` means by itself.
+    tls: Option<TlsConfig>,
     /// The ACL user to connect as. By default the server's `default` user.
     user: Option<String>,
     /// Where the password is found, when the server asks for one.
     password: Option<SecretRef>,
-    /// How to save: `rdb` is a snapshot over the replication protocol; `aof` adds the append-only files as they are, for
-    /// which the server must run on this machine. By default `[rdb]`.
+    /// How to save: `rdb` is a snapshot over the replication protocol, or in the best way that the server allows; `export`
+    /// reads key by key; `aof` adds the append-only files as they are, for which the server must run on this machine. By
+    /// default `[rdb]`.
     modes: Option<Vec<Mode>>,
     /// Whether `stackward follow` archives the replication stream, so that the server can be recovered to any moment:
-    /// `true`, or a mapping with `segment_bytes` and `segment_age`.
+    /// `true`, or a mapping with `segment_bytes`, `segment_age` and `spool_bytes`.
     #[serde(default)]
     follow: FollowConfig,
     /// The server's working directory, when the server may not be asked for it (`CONFIG GET dir`).
@@ -43,6 +49,13 @@ pub(crate) struct RedisConfig {
     /// Commands that the server's configuration renames (`rename-command`): the original name and the new one.
     #[serde(default)]
     commands: BTreeMap<String, String>,
+    /// A node of a cluster stands for the whole cluster, or for itself. By default `whole`.
+    #[serde(default)]
+    cluster: Extent,
+    /// What becomes of the server's own dump file when the server must write one for us: by default it is kept as it was,
+    /// unless the server has save points and replaces it by itself.
+    #[serde(default)]
+    dump_file: OwnDump,
     /// The command that stops the server, as a list of words. With `start`, a restore puts files in place instead of
     /// loading a running server by commands.
     stop: Option<Vec<String>>,
@@ -60,22 +73,36 @@ enum Mode {
     Rdb,
     /// The append-only files, besides.
     Aof,
-    /// Not yet in this version.
-    #[schemars(skip)]
+    /// Key by key, for servers that allow nothing else: each key whole, but not all of one moment.
     Export,
+}
+
+/// What a node of a cluster stands for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Extent {
+    /// Every master of its cluster.
+    #[default]
+    Whole,
+    /// Itself.
+    Node,
 }
 
 /// The configuration, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) address: Address,
+    pub(crate) tls: Option<TlsConfig>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<SecretRef>,
+    pub(crate) way: Way,
     pub(crate) append_only_files: bool,
     /// When segments of the replication stream are stored; `None` when it is not archived.
     pub(crate) follow: Option<Limits>,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) commands: CommandNames,
+    pub(crate) cluster: Extent,
+    pub(crate) dump_file: OwnDump,
     pub(crate) service: Option<Service>,
     pub(crate) bin: Option<PathBuf>,
 }
@@ -116,13 +143,17 @@ impl Settings {
             Some(hint) => node.error(error.message()).hint(hint.to_owned()),
             None => node.error(error.message()),
         };
-        let (address, url_user) = endpoint(&config).map_err(placed)?;
+        let Endpoint { address, user: url_user, private } = endpoint(&config).map_err(placed)?;
         Ok(Self {
+            tls: tls(config.tls.as_ref(), &address, private, folder).map_err(placed)?,
             address,
             user: config.user.clone().or(url_user),
-            append_only_files: append_only_files(&config).map_err(placed)?,
+            way: way(&config).map_err(placed)?,
+            append_only_files: config.modes.as_ref().is_some_and(|modes| modes.contains(&Mode::Aof)),
             follow: config.follow.limits().map_err(placed)?,
             service: service(&config).map_err(placed)?,
+            cluster: config.cluster,
+            dump_file: config.dump_file,
             password: config.password,
             data_dir: config.data_dir.map(|data| folder.join(data)),
             commands: CommandNames(Arc::new(
@@ -133,18 +164,16 @@ impl Settings {
     }
 }
 
-fn append_only_files(config: &RedisConfig) -> Result<bool> {
+fn way(config: &RedisConfig) -> Result<Way> {
     let modes = config.modes.as_deref().unwrap_or(&[Mode::Rdb]);
-    if modes.contains(&Mode::Export) {
-        return Err(
-            fault("the mode `export` is not yet in this version").hint("write `modes: [rdb]`, or leave `modes` out")
-        );
+    match (modes.contains(&Mode::Rdb), modes.contains(&Mode::Export)) {
+        (true, false) => Ok(Way::Best),
+        (false, true) => Ok(Way::Export),
+        (true, true) => Err(fault("`modes` has both `rdb` and `export`, and each saves everything")
+            .hint("write `modes: [rdb]`: it exports by itself where the server allows nothing better")),
+        (false, false) => Err(fault("`modes` has no `rdb`, which every restore starts from")
+            .hint("write `modes: [rdb]` or `modes: [rdb, aof]`")),
     }
-    if !modes.contains(&Mode::Rdb) {
-        return Err(fault("`modes` has no `rdb`, which every restore starts from")
-            .hint("write `modes: [rdb]` or `modes: [rdb, aof]`"));
-    }
-    Ok(modes.contains(&Mode::Aof))
 }
 
 fn service(config: &RedisConfig) -> Result<Option<Service>> {
@@ -158,24 +187,42 @@ fn service(config: &RedisConfig) -> Result<Option<Service>> {
     }
 }
 
-fn endpoint(config: &RedisConfig) -> Result<(Address, Option<String>)> {
+/// What a URL says.
+struct Endpoint {
+    address: Address,
+    user: Option<String>,
+    /// Whether it asks for TLS.
+    private: bool,
+}
+
+fn tls(config: Option<&TlsConfig>, address: &Address, private: bool, folder: &Path) -> Result<Option<TlsConfig>> {
+    if let (Some(_), Address::Socket(_)) = (config, address) {
+        return Err(
+            fault("`tls` and `socket` exclude each other").hint("a socket is private as it is: leave `tls` out")
+        );
+    }
+    let config = config.cloned().or_else(|| private.then(TlsConfig::default));
+    config.as_ref().map_or(Ok(()), TlsConfig::check)?;
+    Ok(config.map(|config| config.in_folder(folder)))
+}
+
+fn endpoint(config: &RedisConfig) -> Result<Endpoint> {
+    let plain = |address| Endpoint { address, user: None, private: false };
     match (&config.url, &config.socket) {
         (Some(_), Some(_)) => Err(fault("`url` and `socket` exclude each other").hint("keep one of them")),
         (Some(url), None) => parse_url(url),
         (None, Some(socket)) if !socket.is_absolute() => Err(fault("`socket` must be an absolute path")),
-        (None, Some(socket)) => Ok((Address::Socket(socket.clone()), None)),
-        (None, None) => Ok((Address::Tcp { host: DEFAULT_HOST.to_owned(), port: DEFAULT_PORT }, None)),
+        (None, Some(socket)) => Ok(plain(Address::Socket(socket.clone()))),
+        (None, None) => Ok(plain(Address::Tcp { host: DEFAULT_HOST.to_owned(), port: DEFAULT_PORT })),
     }
 }
 
 /// Takes a URL apart. Errors never quote it: it may hold a password.
-fn parse_url(url: &str) -> Result<(Address, Option<String>)> {
+fn parse_url(url: &str) -> Result<Endpoint> {
     let form = || fault("`url` is not of the form redis://user@host:port");
-    if url.starts_with("rediss://") || url.starts_with("valkeys://") {
-        return Err(fault("TLS is not supported yet")
-            .hint("connect over a unix socket, or through a tunnel (stunnel, ssh) that this machine trusts"));
-    }
-    let rest = url.strip_prefix("redis://").or_else(|| url.strip_prefix("valkey://")).ok_or_else(form)?;
+    let schemes = [("redis://", false), ("valkey://", false), ("rediss://", true), ("valkeys://", true)];
+    let matching = |(scheme, private)| url.strip_prefix(scheme).map(|rest| (rest, private));
+    let (rest, private) = schemes.into_iter().find_map(matching).ok_or_else(form)?;
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     if !database.is_empty() {
         return Err(fault("`url` names a database, and a snapshot holds all of them")
@@ -196,7 +243,7 @@ fn parse_url(url: &str) -> Result<(Address, Option<String>)> {
     let host = if host.is_empty() { DEFAULT_HOST } else { host };
     let port = if port.is_empty() { DEFAULT_PORT } else { port.parse().map_err(|_| form())? };
     let user = Some(user.to_owned()).filter(|user| !user.is_empty());
-    Ok((Address::Tcp { host: host.to_owned(), port }, user))
+    Ok(Endpoint { address: Address::Tcp { host: host.to_owned(), port }, user, private })
 }
 
 fn fault(message: &'static str) -> Error {
@@ -205,6 +252,8 @@ fn fault(message: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use backup_core::tls::Verification;
+
     use super::*;
 
     fn parse(yaml: &str) -> Result<Settings> {
@@ -227,16 +276,34 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_asked_for_by_the_url_or_by_its_settings() {
+        let cases = [
+            ("url: redis://db", None),
+            ("url: rediss://db", Some(TlsConfig::default())),
+            ("url: 'valkeys://db:7'", Some(TlsConfig::default())),
+            (
+                "{ url: 'redis://db', tls: { ca: ca.pem, verify: ca } }",
+                Some(TlsConfig { ca: Some("/plans/ca.pem".into()), verify: Verification::Ca, ..TlsConfig::default() }),
+            ),
+        ];
+        for (yaml, expected) in cases {
+            assert_eq!(parse(yaml).unwrap().tls, expected, "{yaml}");
+        }
+    }
+
+    #[test]
     fn faults_are_named_with_a_remedy_and_without_the_password() {
         let cases = [
             ("url: 'redis://:hunter2@db'", "password"),
-            ("url: 'rediss://db'", "TLS is not supported yet"),
+            ("{ socket: /run/x, tls: {} }", "exclude"),
+            ("{ url: 'rediss://db', tls: { cert: c.pem } }", "need each other"),
+            ("{ url: 'rediss://db', tls: { verify: sometimes } }", "sometimes"),
             ("url: 'mysql://db'", "form"),
             ("url: 'redis://db/3'", "database"),
             ("{ url: 'redis://db', socket: /run/x }", "exclude"),
             ("socket: run", "absolute"),
             ("follow: { segment_age: 1h }", "segment_age"),
-            ("modes: [export]", "not yet"),
+            ("modes: [export, rdb]", "both"),
             ("modes: [aof]", "rdb"),
             ("modes: []", "rdb"),
             ("stop: [systemctl, stop, redis]", "need each other"),
@@ -251,13 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_documents_every_field_and_offers_only_what_works() {
+    fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(RedisConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 11);
+        assert_eq!(fields.len(), 14);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }
-        assert!(!schema.to_value().to_string().contains("export"));
     }
 }

@@ -46,19 +46,20 @@ pub(crate) async fn of_server(connection: &mut Connection, saved: &RdbSummary) -
     let keyspace = crate::server::Info::ask(connection, Some("keyspace")).await?.keyspace();
     for database in keyspace.keys() {
         connection.call(&["SELECT", &database.to_string()]).await?;
+        let saved = saved.databases.get(database).map(|counts| &counts.keys);
+        let expected = |kind: KeyType| saved.and_then(|keys| keys.get(&kind)).copied().unwrap_or(0);
+        let mut known = 0;
         for kind in TYPES {
-            let expected =
-                saved.databases.get(database).and_then(|counts| counts.keys.get(&kind)).copied().unwrap_or(0);
-            let mut count = keys_of_type(connection, kind).await?;
-            for _ in 1..LISTINGS {
-                if count <= expected {
-                    break;
-                }
-                count = keys_of_type(connection, kind).await?;
-            }
+            let count = listed(connection, Some(kind), expected(kind)).await?;
+            known += count;
             if count > 0 {
                 fingerprint.count(group(*database), kind.to_string(), count);
             }
+        }
+        // Types of modules have names of their own: whatever is none of the others.
+        if expected(KeyType::Module) > 0 {
+            let all = listed(connection, None, known + expected(KeyType::Module)).await?;
+            fingerprint.count(group(*database), KeyType::Module.to_string(), all.saturating_sub(known));
         }
     }
     let functions = libraries(connection).await?;
@@ -76,10 +77,25 @@ pub(crate) async fn libraries(connection: &mut Connection) -> Result<u64> {
     }
 }
 
-async fn keys_of_type(connection: &mut Connection, kind: KeyType) -> Result<u64> {
+/// How many keys a listing names; listed again when they are more than `expected`.
+async fn listed(connection: &mut Connection, kind: Option<KeyType>, expected: u64) -> Result<u64> {
+    let mut count = keys_of_type(connection, kind).await?;
+    for _ in 1..LISTINGS {
+        if count <= expected {
+            break;
+        }
+        count = keys_of_type(connection, kind).await?;
+    }
+    Ok(count)
+}
+
+async fn keys_of_type(connection: &mut Connection, kind: Option<KeyType>) -> Result<u64> {
     let (mut cursor, mut count) = ("0".to_owned(), 0);
+    let kind = kind.map(|kind| kind.to_string());
     loop {
-        let reply = connection.call(&["SCAN", &cursor, "COUNT", SCAN_STEP, "TYPE", &kind.to_string()]).await?;
+        let mut command = vec!["SCAN", &cursor, "COUNT", SCAN_STEP];
+        command.extend(kind.iter().flat_map(|kind| ["TYPE", kind]));
+        let reply = connection.call(&command).await?;
         count += reply.items().get(1).map_or(0, |keys| keys.items().len()) as u64;
         cursor = reply.items().first().and_then(Reply::text).unwrap_or_else(|| "0".to_owned());
         if cursor == "0" {
@@ -118,6 +134,15 @@ impl Expired {
         let expired =
             |summary: &RdbSummary| summary.databases.iter().map(|(id, counts)| (*id, counts.expired)).collect();
         Self { before: expired(before), after: expired(after) }
+    }
+
+    /// Adds another RDB of the same backup.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (ours, theirs) in [(&mut self.before, &other.before), (&mut self.after, &other.after)] {
+            for (database, count) in theirs {
+                *ours.entry(*database).or_default() += count;
+            }
+        }
     }
 
     fn explains(&self, database: u32, wanted: &Fingerprint, restored: &Fingerprint) -> bool {

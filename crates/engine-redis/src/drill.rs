@@ -1,26 +1,31 @@
-//! The drill: the RDB into a scratch server, then what it loaded against what was saved.
+//! The drill: each RDB into a scratch server, then what it loaded against what was saved.
 //!
 //! Invariant: nothing outside the scratch folder is touched, and the scratch server does not outlive the drill.
 
-use std::path::Path;
+mod digest;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use backup_core::engine::{DrillReport, Driller};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::Fingerprint;
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use crate::Redis;
-use crate::backup::DUMP;
 use crate::companions::ACL;
 use crate::connection::{Connection, Reply};
 use crate::counts::{self, Expired};
 use crate::details::Details;
-use crate::inspect::{Inspection, now_ms, scan_file};
+use crate::dumps;
+use crate::inspect::{now_ms, scan_file};
 use crate::rdb::RdbSummary;
 use crate::scratch::{Folder, Load, Program, Scratch};
 use crate::server::Info;
 use crate::verify::{compare, is_damage};
+use crate::versions::BUILT_IN;
 
 /// The access rules of many thousand users.
 const MAX_ACL_BYTES: u64 = 64 * 1024 * 1024;
@@ -36,7 +41,7 @@ impl Driller for Redis {
         let program = Program::find(&*self.host, bin, saved, &details).await?;
         // Dropping the work kills the server and removes its folder, however it ends.
         cx.unless_cancelled(async {
-            let mut drill = self.run(cx, from, &program).await?;
+            let mut drill = self.run(cx, from, &details, &program).await?;
             if drill.findings.is_empty() {
                 self.drill_stream(cx, from, &program, &mut drill).await?;
             }
@@ -47,70 +52,96 @@ impl Driller for Redis {
 }
 
 impl Redis {
-    async fn run(&self, cx: &RunContext, from: &BackupReader, program: &Program) -> Result<DrillReport> {
+    async fn run(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        details: &Details,
+        program: &Program,
+    ) -> Result<DrillReport> {
         let mut drill = DrillReport::default();
+        let (mut saved, mut expired) = (None::<RdbSummary>, Expired::default());
+        let mut restored = Fingerprint::default();
+        // One master of a cluster after the other, so that the memory of one is enough.
+        for name in dumps::names(details)? {
+            let one = match self.load(cx, from, &name, program, &mut drill).await {
+                Ok(one) => one,
+                Err(error) if is_damage(&error) => {
+                    drill.findings.push(format!("the backup does not load: {}", error.chain()));
+                    return Ok(drill);
+                }
+                Err(error) => return Err(error),
+            };
+            let asked = Instant::now();
+            let Loaded { summary, dump, mut connection, scratch } = one;
+            cx.step("comparing keys");
+            count_loaded(&mut connection, &summary, &mut drill).await?;
+            add(&mut restored, &counts::of_server(&mut connection, &summary).await?);
+            let after = scan_file(&dump, now_ms()).await?;
+            expired.add(&Expired::between(&summary, &after));
+            digest::compare(cx, &*self.host, program, &mut connection, &dump, &summary, &mut drill).await?;
+            if saved.is_none() {
+                check_access_rules(from, &mut connection, &mut drill).await?;
+            }
+            drop(scratch);
+            summary.add_to(&mut saved);
+            drill.check_time += asked.elapsed();
+        }
+        let Some(saved) = saved else { return Ok(drill) };
+        if let Err(error) = compare(from, &saved) {
+            drill.findings.push(format!("the backup does not load: {}", error.chain()));
+        }
+        drill.findings.extend(counts::differences(&saved, &restored, &expired));
+        drill.items = restored.0.values().flat_map(BTreeMap::values).sum();
+        drill.checked.push(format!("{} keys and functions counted by database and type", drill.items));
+        Ok(drill)
+    }
+
+    /// Loads one RDB into a scratch server.
+    async fn load(
+        &self,
+        cx: &RunContext,
+        from: &BackupReader,
+        name: &ArtifactName,
+        program: &Program,
+        drill: &mut DrillReport,
+    ) -> Result<Loaded> {
         let started = Instant::now();
         let folder = Folder::make(cx.scratch())?;
-        let loaded = async {
-            let summary = spool(cx, from, &folder.dump()).await?;
-            compare(from, &summary)?;
-            refuse_modules(&summary, program)?;
-            cx.step(format!("loading it into {}", program.shown));
-            let dump = folder.dump();
-            let (scratch, connection) = Scratch::start(&*self.host, program, folder, Load::Rdb).await?;
-            Ok((summary, dump, scratch, connection))
-        };
-        let (summary, dump, _scratch, mut connection) = match loaded.await {
-            Ok(loaded) => loaded,
-            Err(error) if is_damage(&error) => {
-                drill.findings.push(format!("the backup does not load: {}", error.chain()));
-                return Ok(drill);
-            }
-            Err(error) => return Err(error),
-        };
-        drill.restore_time = started.elapsed();
-        drill.bytes = summary.bytes;
+        let dump = folder.dump();
+        let summary = dumps::spool(cx, from, name, &dump).await?;
+        refuse_modules(&summary, program)?;
+        cx.step(format!("loading it into {}", program.shown));
+        let (scratch, connection) = Scratch::start(&*self.host, program, folder, Load::Rdb).await?;
+        drill.restore_time += started.elapsed();
+        drill.bytes += summary.bytes;
         let other = if program.same { "" } else { ", which is not the version that was saved" };
-        drill.checked.push(format!("{} loaded it{other}", program.shown));
-        let asked = Instant::now();
-        cx.step("comparing keys");
-        count_loaded(&mut connection, &summary, &mut drill).await?;
-        let restored = counts::of_server(&mut connection, &summary).await?;
-        let after = scan_file(&dump, now_ms()).await?;
-        drill.findings.extend(counts::differences(&summary, &restored, &Expired::between(&summary, &after)));
-        drill.items = restored.0.values().flat_map(std::collections::BTreeMap::values).sum();
-        drill.checked.push(format!("{} keys and functions counted by database and type", drill.items));
-        check_access_rules(from, &mut connection, &mut drill).await?;
-        drill.check_time = asked.elapsed();
-        Ok(drill)
+        drill.checked.push(format!("{} loaded {name}{other}", program.shown));
+        Ok(Loaded { summary, dump, connection, scratch })
     }
 }
 
-/// Writes the RDB to `path`, scanned on its way.
-///
-/// # Errors
-/// [`ErrorKind::Damaged`] when the artifact is not what was written, or no whole RDB.
-pub(crate) async fn spool(cx: &RunContext, from: &BackupReader, path: &Path) -> Result<RdbSummary> {
-    use tokio::io::AsyncWriteExt;
-    let failed = |source| Error::io("cannot write the RDB", path, source);
-    let mut options = tokio::fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(path).await.map_err(failed)?;
-    let mut inspection = Inspection::begin(now_ms());
-    let mut reader = from.stream(&ArtifactName::new(DUMP)?).await?;
-    while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
-        file.write_all(&piece).await.map_err(failed)?;
-        cx.progress(piece.len() as u64, 0);
-        inspection.push(piece).await?;
+/// An RDB in a scratch server.
+struct Loaded {
+    summary: RdbSummary,
+    dump: PathBuf,
+    connection: Connection,
+    scratch: Scratch,
+}
+
+fn add(to: &mut Fingerprint, more: &Fingerprint) {
+    for (group, items) in &more.0 {
+        for (item, count) in items {
+            *to.0.entry(group.clone()).or_default().entry(item.clone()).or_default() += count;
+        }
     }
-    file.flush().await.map_err(failed)?;
-    inspection.finish().await
 }
 
 fn refuse_modules(summary: &RdbSummary, program: &Program) -> Result<()> {
-    if summary.modules.is_empty() {
+    let names: Vec<&str> = summary.modules.iter().map(String::as_str).filter(|name| !BUILT_IN.contains(name)).collect();
+    if names.is_empty() {
         return Ok(());
     }
-    let names: Vec<&str> = summary.modules.iter().map(String::as_str).collect();
     Err(Error::new(ErrorKind::Unsupported, format!("the backup has data of modules: {}", names.join(", ")))
         .hint(format!("{} has no modules here; restore to a server that has them", program.shown)))
 }

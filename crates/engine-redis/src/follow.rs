@@ -70,6 +70,7 @@ impl Follower for RedisFollower {
             held: VecDeque::new(),
             epoch: 0,
             durable: 0,
+            because: None,
             received: false,
         };
         let ended = self.run(log, &mut work).await;
@@ -119,7 +120,7 @@ impl RedisFollower {
         let cx = work.cx;
         let place = work.intake.as_ref().map(Intake::place);
         let after = place.map(|place| (place.timeline.as_str(), place.offset));
-        let attaching = Replication::attach(cx, &self.redis.server, after);
+        let attaching = Replication::attach(cx, &self.redis, after);
         let (attached, info) = cx.unless_cancelled(attaching).await?;
         match attached {
             Attached::Continued { id, connection } => {
@@ -141,7 +142,8 @@ impl RedisFollower {
         let place = Place { timeline: Timeline::new(&id)?, offset, predecessor: None };
         let mut intake = Intake::new(work.cx.scratch(), self.limits, place, work.epoch);
         intake.describe(described(info));
-        let (hand, handed) = hand_over(Position::Replication { id, offset }, rdb.told());
+        let (hand, handed) =
+            hand_over(Position::Replication { id, offset }, rdb.told(), work.cx.scratch(), self.limits.spool);
         let base = Arc::new(Base::new(Arc::clone(&self.redis), handed, because));
         work.cx.step(format!("taking a full snapshot at offset {offset}"));
         let mut taking: Taking<'_> = work.snapshots.take(work.cx, base);
@@ -151,7 +153,7 @@ impl RedisFollower {
                 let early = || Error::new(ErrorKind::Internal, "a snapshot ended before its data");
                 return Err(taken.err().unwrap_or_else(early));
             }
-            given = hand.give(&mut rdb) => given?,
+            given = hand.give(work.cx, &mut rdb) => given?,
         }
         work.intake = Some(intake);
         let (connection, rest) = rdb.into_stream();

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::{ArtifactName, BackupReader, RunContext};
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -18,16 +19,23 @@ const QUEUE: usize = 8;
 
 /// A scan that is fed. Dropping it ends the scan.
 #[derive(Debug)]
-pub(crate) struct Inspection {
+pub(crate) struct Inspection<T = RdbSummary> {
     feed: mpsc::Sender<Bytes>,
-    scan: JoinHandle<Result<RdbSummary>>,
+    scan: JoinHandle<Result<T>>,
 }
 
 impl Inspection {
-    /// Begins. `now_ms` decides which keys count as expired.
+    /// Begins the scan of an RDB. `now_ms` decides which keys count as expired.
     pub(crate) fn begin(now_ms: i64) -> Self {
+        Self::of(move |fed| scan(fed, now_ms))
+    }
+}
+
+impl<T: Send + 'static> Inspection<T> {
+    /// Begins with what reads all that is pushed.
+    pub(crate) fn of(scan: impl FnOnce(Fed) -> Result<T> + Send + 'static) -> Self {
         let (feed, pieces) = mpsc::channel(QUEUE);
-        let scan = tokio::task::spawn_blocking(move || scan(Fed { pieces, piece: Bytes::new() }, now_ms));
+        let scan = tokio::task::spawn_blocking(move || scan(Fed { pieces, piece: Bytes::new() }));
         Self { feed, scan }
     }
 
@@ -40,14 +48,27 @@ impl Inspection {
             return Ok(());
         }
         ended(&mut self.scan).await?;
-        Err(Error::new(ErrorKind::Damaged, "something follows the end of the RDB"))
+        Err(Error::new(ErrorKind::Damaged, "something follows the end"))
+    }
+
+    /// Hands over a whole artifact, and ends.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish), and those of reading.
+    pub(crate) async fn read(mut self, cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<T> {
+        let mut reader = from.stream(name).await?;
+        while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
+            cx.progress(piece.len() as u64, 0);
+            self.push(piece).await?;
+        }
+        self.finish().await
     }
 
     /// Ends.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] unless what was pushed is one whole RDB.
-    pub(crate) async fn finish(self) -> Result<RdbSummary> {
+    /// [`ErrorKind::Damaged`] unless what was pushed is whole.
+    pub(crate) async fn finish(self) -> Result<T> {
         let Self { feed, mut scan } = self;
         drop(feed);
         ended(&mut scan).await
@@ -60,7 +81,7 @@ pub(crate) async fn scan_file(path: &Path, now_ms: i64) -> Result<RdbSummary> {
     ended(&mut tokio::task::spawn_blocking(move || scan(file, now_ms))).await
 }
 
-async fn ended(scan: &mut JoinHandle<Result<RdbSummary>>) -> Result<RdbSummary> {
+async fn ended<T>(scan: &mut JoinHandle<Result<T>>) -> Result<T> {
     scan.await.map_err(|source| Error::new(ErrorKind::Internal, "the scan of the RDB panicked").caused_by(source))?
 }
 
@@ -70,7 +91,7 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 /// Reads what is pushed; its end is that of the pushing.
-struct Fed {
+pub(crate) struct Fed {
     pieces: mpsc::Receiver<Bytes>,
     piece: Bytes,
 }

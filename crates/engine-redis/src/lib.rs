@@ -6,6 +6,7 @@
 
 mod aof;
 mod backup;
+mod cluster;
 mod companions;
 mod config;
 mod connection;
@@ -13,10 +14,12 @@ mod counts;
 mod details;
 mod discover;
 mod drill;
+mod dumps;
 mod follow;
 mod inspect;
 pub mod rdb;
 mod recover;
+mod replies;
 mod restore;
 mod scratch;
 mod server;

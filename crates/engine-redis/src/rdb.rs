@@ -18,18 +18,21 @@ mod module;
 mod packed;
 mod pull;
 mod skip;
+mod slots;
 mod stream;
 mod summary;
 mod walk;
+pub(crate) mod write;
 mod ziplist;
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use backup_core::Result;
 
-pub use export::{ExportOptions, ExportSummary, NAMED_MAX, RefusedKey, Target, export};
+pub use export::{ExportOptions, ExportSummary, Functions, NAMED_MAX, RefusedKey, Target, export};
 pub use glob::Glob;
 pub use kind::KeyType;
+pub use slots::{SLOTS, Slots, slot_of};
 pub use summary::{Checksum, DatabaseCounts, Flavour, RdbSummary};
 
 /// Walks the whole structure of an RDB, checks its CRC-64 and that nothing follows; holds no value.
@@ -41,4 +44,20 @@ pub use summary::{Checksum, DatabaseCounts, Flavour, RdbSummary};
 /// [`Unsupported`](backup_core::ErrorKind::Unsupported) for a version, a type or an opcode that is not known.
 pub fn scan(reader: impl Read, now_ms: i64) -> Result<RdbSummary> {
     summary::scan(reader, now_ms)
+}
+
+/// As [`scan`], of an RDB that something follows (the commands of an append-only file); also returns what follows.
+///
+/// # Errors
+/// As [`scan`].
+pub(crate) fn scan_preamble<'r>(reader: impl Read + 'r, now_ms: i64) -> Result<(RdbSummary, impl Read + 'r)> {
+    struct Rest<'r>(input::Input<'r>);
+    impl Read for Rest<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.0.rest(into).map_err(io::Error::other)
+        }
+    }
+    let mut input = input::Input::new(reader);
+    let summary = summary::scan_front(&mut input, now_ms)?;
+    Ok((summary, Rest(input)))
 }

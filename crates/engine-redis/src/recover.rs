@@ -84,7 +84,7 @@ impl Recovery {
     ) -> Result<Self> {
         let Some((id, base)) = position(record) else {
             return Err(Error::new(ErrorKind::Unsupported, "the snapshot has no position in a replication stream")
-                .hint("it was made by BGSAVE; choose one that was made by replication, or by `stackward follow`"));
+                .hint("BGSAVE and exports have none, and a whole cluster has several: choose one that `stackward follow` took"));
         };
         let aim = Aim::of(moment, id, base, position_time(record))?;
         let (id, time) = (id.to_owned(), Some(position_time(record)));
@@ -263,7 +263,7 @@ impl Redis {
         let (scratch, mut connection) = self.replayed(cx, &program, folder, assembled).await?;
         refuse_errors(&mut connection).await?;
         cx.step("taking the data of the moment");
-        Ok((self.keep(cx, scratch.server(), dump).await?, told))
+        Ok((self.take(cx, scratch.server(), dump, crate::snapshot::Way::Best).await?, told))
     }
 
     /// A scratch server that has loaded the set in its folder.

@@ -128,6 +128,7 @@ impl Scratch {
             .arg(folder.log())
             .in_folder(folder.data.path())
             .null_stdout();
+        let command = if program.hides_debug() { command.args(["--enable-debug-command", "local"]) } else { command };
         let process = host.spawn(command).await?;
         let server = Server::scratch(folder.socket());
         let mut scratch = Self { process, folder, server };
@@ -135,7 +136,6 @@ impl Scratch {
         Ok((scratch, connection))
     }
 
-    /// Where it listens.
     pub(crate) fn server(&self) -> &Server {
         &self.server
     }
@@ -172,9 +172,10 @@ fn private_folder(parent: &Path) -> Result<tempfile::TempDir> {
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     path: PathBuf,
+    pub(crate) product: String,
+    pub(crate) version: String,
     /// Product and version.
     pub(crate) shown: String,
-    version: String,
     /// Whether it has the major and minor version that was saved.
     pub(crate) same: bool,
 }
@@ -207,18 +208,32 @@ impl Program {
             let message = format!("{product} {version} cannot read RDB version {}", details.rdb_version);
             return Err(Error::new(ErrorKind::Unsupported, message).hint(hint));
         }
-        let (shown, same) = (format!("{product} {version}"), minor(saved_version) == minor(version));
-        Ok(Self { path, shown, version: version.to_owned(), same })
+        let (product, version) = (product.to_owned(), version.to_owned());
+        Ok(Self {
+            path,
+            shown: format!("{product} {version}"),
+            same: minor(saved_version) == minor(&version),
+            product,
+            version,
+        })
     }
 
     /// Fails for a server that knows no sets of append-only files.
     pub(crate) fn refuse_before_multi_part(&self) -> Result<()> {
-        let major = self.version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        if major.is_none_or(|major| major >= 7) {
+        if self.major().is_none_or(|major| major >= 7) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Unsupported, format!("{} cannot replay a stream: it is older than 7.0", self.shown))
             .hint("install a newer one, and name its folder as `bin` in the plan"))
+    }
+
+    fn major(&self) -> Option<u32> {
+        self.version.split('.').next()?.parse().ok()
+    }
+
+    /// Whether DEBUG must be allowed: since 7.0 it is not by itself.
+    fn hides_debug(&self) -> bool {
+        self.major().is_some_and(|major| major >= 7)
     }
 }
 

@@ -8,6 +8,7 @@ use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::manifest::ServerRecord;
 use backup_core::secret::SecretRef;
+use backup_core::tls::TlsConfig;
 
 use crate::config::{Address, CommandNames, Settings};
 use crate::connection::{Connection, Reply, refusal};
@@ -19,6 +20,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     address: Address,
+    tls: Option<TlsConfig>,
     user: Option<String>,
     password: Option<SecretRef>,
     commands: CommandNames,
@@ -28,6 +30,7 @@ impl Server {
     pub(crate) fn of(settings: &Settings) -> Self {
         Self {
             address: settings.address.clone(),
+            tls: settings.tls.clone(),
             user: settings.user.clone(),
             password: settings.password.clone(),
             commands: settings.commands.clone(),
@@ -36,7 +39,21 @@ impl Server {
 
     /// A server of ours on a unix socket, open to whoever reaches it.
     pub(crate) fn scratch(socket: PathBuf) -> Self {
-        Self { address: Address::Socket(socket), user: None, password: None, commands: CommandNames::default() }
+        let (address, commands) = (Address::Socket(socket), CommandNames::default());
+        Self { address, tls: None, user: None, password: None, commands }
+    }
+
+    /// The same for another node, reached in the same way.
+    pub(crate) fn at(&self, address: Address) -> Self {
+        Self { address, ..self.clone() }
+    }
+
+    /// The host that connections go to, unless it is a socket.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match &self.address {
+            Address::Tcp { host, .. } => Some(host),
+            Address::Socket(_) => None,
+        }
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -61,7 +78,7 @@ impl Server {
 
     /// Connects once. [`ErrorKind::Busy`] while the server loads its data.
     pub(crate) async fn try_connect(&self) -> Result<Connection> {
-        let mut connection = Connection::open(&self.address, &self.commands).await?;
+        let mut connection = Connection::open(&self.address, self.tls.as_ref(), &self.commands).await?;
         if let Some(password) = &self.password {
             let password = password.resolve()?;
             let command = match &self.user {
@@ -143,7 +160,8 @@ impl Info {
 
     /// Fails for what holds no data of its own.
     pub(crate) fn refuse_sentinel(&self) -> Result<()> {
-        if self.get("redis_mode") != Some("sentinel") {
+        // Valkey calls it `server_mode`.
+        if ![self.get("redis_mode"), self.get("server_mode")].contains(&Some("sentinel")) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Unsupported, "this is a Sentinel, which holds no data")
@@ -194,6 +212,8 @@ mod tests {
         assert_eq!(info.keyspace(), BTreeMap::from([(0, 3), (15, 40)]));
         assert_eq!(info.modules, BTreeMap::from([("ReJSON".to_owned(), "20607".to_owned())]));
         assert!(info.refuse_sentinel().is_ok());
-        assert!(Info::parse("redis_mode:sentinel").refuse_sentinel().is_err());
+        for sentinel in ["redis_mode:sentinel", "server_mode:sentinel"] {
+            assert!(Info::parse(sentinel).refuse_sentinel().is_err());
+        }
     }
 }

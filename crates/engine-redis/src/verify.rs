@@ -9,8 +9,9 @@ use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use crate::Redis;
 use crate::aof;
-use crate::backup::DUMP;
 use crate::counts;
+use crate::details::Details;
+use crate::dumps;
 use crate::inspect::{Inspection, now_ms};
 use crate::rdb::{Checksum, RdbSummary};
 
@@ -19,31 +20,49 @@ impl Verifier for Redis {
     async fn verify(&self, cx: &RunContext, from: &BackupReader) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         let mut names: Vec<ArtifactName> = from.record().artifacts.iter().map(|record| record.name.clone()).collect();
-        if !names.iter().any(|name| name.as_str() == DUMP) {
-            names.push(ArtifactName::new(DUMP)?);
-        }
+        let details = Details::of(from.record()).unwrap_or_default();
+        let dumps = dumps::names(&details)?;
+        let missing: Vec<ArtifactName> = dumps.iter().filter(|dump| !names.contains(dump)).cloned().collect();
+        names.extend(missing);
+        let mut total: Option<RdbSummary> = None;
         for name in names {
             cx.step(format!("reading {name}"));
-            let checked = if is_rdb(&name) {
-                check_rdb(cx, from, &name).await
+            let checked = if dumps.contains(&name) {
+                let summary = Inspection::begin(now_ms()).read(cx, from, &name).await;
+                summary.map(|summary| {
+                    let checked = tell(&summary);
+                    summary.add_to(&mut total);
+                    checked
+                })
+            } else if is_rdb(&name) {
+                Inspection::begin(now_ms()).read(cx, from, &name).await.map(|summary| tell(&summary))
             } else if aof::is_manifest(&name) {
                 aof::check(from, &name).await
+            } else if aof::is_of_the_set(&name) {
+                aof::check_file(cx, from, &name).await
             } else {
                 read(cx, from, &name).await
             };
             match checked {
                 Ok(checked) => report.checked.push(format!("{name}: {checked}")),
-                Err(error) if is_damage(&error) => report.findings.push(Finding {
-                    snapshot: from.manifest().id.clone(),
-                    source: from.source().clone(),
-                    artifact: name,
-                    problem: error.chain(),
-                }),
+                Err(error) if is_damage(&error) => report.findings.push(finding(from, name, &error)),
                 Err(error) => return Err(error),
             }
         }
+        // Only when every RDB could be counted: what is missing was found above.
+        if report.findings.is_empty()
+            && let (Some(total), Some(name)) = (total, dumps.first())
+            && let Err(error) = compare(from, &total)
+        {
+            report.findings.push(finding(from, name.clone(), &error));
+        }
         Ok(report)
     }
+}
+
+fn finding(from: &BackupReader, artifact: ArtifactName, error: &Error) -> Finding {
+    let (snapshot, source) = (from.manifest().id.clone(), from.source().clone());
+    Finding { snapshot, source, artifact, problem: error.chain() }
 }
 
 /// Whether an error says that the backup is not whole, rather than that it could not be looked at.
@@ -56,19 +75,9 @@ fn is_rdb(name: &ArtifactName) -> bool {
     std::path::Path::new(name.as_str()).extension().is_some_and(|extension| extension == "rdb")
 }
 
-async fn check_rdb(cx: &RunContext, from: &BackupReader, name: &ArtifactName) -> Result<String> {
-    let mut inspection = Inspection::begin(now_ms());
-    let mut reader = from.stream(name).await?;
-    while let Some(piece) = cx.unless_cancelled(reader.next()).await? {
-        cx.progress(piece.len() as u64, 0);
-        inspection.push(piece).await?;
-    }
-    let summary = inspection.finish().await?;
-    if name.as_str() == DUMP {
-        compare(from, &summary)?;
-    }
+fn tell(summary: &RdbSummary) -> String {
     let checksum = if summary.checksum == Checksum::Verified { "its CRC-64 fits" } else { "it has no checksum" };
-    Ok(format!("read to its end, {checksum}, {} keys of RDB version {}", summary.keys(), summary.version))
+    format!("read to its end, {checksum}, {} keys of RDB version {}", summary.keys(), summary.version)
 }
 
 /// Fails unless the scan counts what was counted at the backup.

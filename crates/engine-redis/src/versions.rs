@@ -2,10 +2,12 @@
 //!
 //! From `RDB_VERSION` in rdb.h of redis/redis and valkey-io/valkey. Plain commands go everywhere.
 
+/// Modules that are part of a server (Redis 8, Valkey 9): whoever reads its RDB has them.
+pub(crate) const BUILT_IN: [&str; 2] = ["vectorset", "lua"];
+
 /// Whether a server of this product and version reads the version `rdb` of `format` (`Redis` or `Valkey`).
 pub(crate) fn reads(product: &str, version: &str, format: &str, rdb: u32) -> bool {
-    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
-    let release: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let release = release(version);
     match (product, format) {
         ("Valkey", "Valkey") => release >= (9, 0) && rdb <= 80,
         // Valkey left the common line at 11, and refuses what Redis wrote after that.
@@ -13,6 +15,21 @@ pub(crate) fn reads(product: &str, version: &str, format: &str, rdb: u32) -> boo
         (_, "Valkey") => false,
         _ => rdb <= newest_of_redis(release),
     }
+}
+
+/// The version of the RDB that a server of this product and version writes.
+pub(crate) fn written_by(product: &str, version: &str) -> u32 {
+    let release = release(version);
+    match product {
+        "Valkey" if release >= (9, 0) => 80,
+        "Valkey" => 11,
+        _ => newest_of_redis(release),
+    }
+}
+
+fn release(version: &str) -> (u32, u32) {
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn newest_of_redis(release: (u32, u32)) -> u32 {

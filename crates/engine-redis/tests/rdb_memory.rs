@@ -4,7 +4,7 @@
 
 use std::io::Read;
 
-use engine_redis::rdb::{ExportOptions, Target, export, scan};
+use engine_redis::rdb::{ExportOptions, Functions, Target, export, scan};
 
 const MIB: usize = 1024 * 1024;
 /// A value that no buffer of the allowed size could hold.
@@ -114,6 +114,8 @@ fn values_of_any_size_fit_into_little_memory() {
     let options = ExportOptions {
         databases: None,
         pattern: None,
+        slots: None,
+        functions: Functions::WithTheWhole,
         now_ms: 0,
         target: Target::redis(7, 0),
         chunk: 500,

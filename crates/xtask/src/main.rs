@@ -10,6 +10,7 @@ mod law;
 mod packages;
 mod process;
 mod schema;
+mod servers;
 mod steps;
 mod suite;
 

@@ -3,14 +3,18 @@
 //! The order saves time on two cores: what fails fast comes first, and the checker's metadata serves clippy and the
 //! documentation, the tests' binaries serve the schemas.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::cache::Cache;
 use crate::process::{Result, Run};
+use crate::servers::{self, SERVERS};
 use crate::steps::{Steps, say, shout};
 use crate::{deny, fuzz, law, packages, schema};
+
+/// What the tests read to find another server than that in `PATH`.
+const REDIS_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
 
 /// Options of `test`.
 #[derive(Debug, Args)]
@@ -21,6 +25,12 @@ pub(crate) struct TestArgs {
     /// The folder of PostgreSQL's server programs to test with
     #[arg(long, value_name = "FOLDER")]
     postgres: Option<PathBuf>,
+    /// The Redis or Valkey server to test with: its program, or the folder that it is in
+    #[arg(long, value_name = "PATH")]
+    redis: Option<PathBuf>,
+    /// Also run the engines' tests on servers of other versions, which are fetched
+    #[arg(long)]
+    nightly: bool,
     /// Seconds for each fuzz target
     #[arg(long, value_name = "N", default_value_t = 60)]
     fuzz_seconds: u64,
@@ -40,6 +50,9 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
     if let Some(filter) = &args.filter {
         let repeat = format!("cargo xtask test {filter}");
         steps.step("tests", &repeat, |cache| tests(cache, args));
+        if args.nightly {
+            nightly(steps, filter);
+        }
         return;
     }
     let installing = deny::install(steps.cache());
@@ -53,6 +66,9 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
         cargo.env("RUSTDOCFLAGS", "-D warnings").run()
     });
     steps.step("tests", "cargo xtask test ''", |cache| tests(cache, args));
+    if args.nightly {
+        nightly(steps, "");
+    }
     steps.step("examples", "cargo build --workspace --examples", |cache| {
         cache.cargo(["build", "--workspace", "--examples", "--locked"]).run()
     });
@@ -67,22 +83,47 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
     }
 }
 
+/// The engine's tests on each of the other servers, as far as their names contain `filter`.
+fn nightly(steps: &mut Steps, filter: &str) {
+    for server in SERVERS {
+        let repeat = format!("cargo xtask test --nightly '{filter}'");
+        let chosen = format!("({}) & test(~{filter})", server.tests);
+        let chosen = if filter.is_empty() { server.tests.to_owned() } else { chosen };
+        steps.step(server.name, &repeat, |cache| {
+            let program = servers::program(cache, server)?;
+            let run = cache.cargo(["nextest", "run", "--locked", "--no-fail-fast", "--profile", "nightly"]);
+            run.args(["-p", "engine-redis", "-E", &chosen, "--no-tests", "pass"]).env(REDIS_VARIABLE, program).run()
+        });
+    }
+}
+
+/// The program that a path names, itself or as the folder that it is in.
+fn redis_program(path: &Path) -> PathBuf {
+    let found = |name: &str| Some(path.join(name)).filter(|program| program.is_file());
+    found("redis-server").or_else(|| found("valkey-server")).unwrap_or_else(|| path.to_owned())
+}
+
 /// The tests by nextest, or by cargo where nextest is missing. A filter chooses among all of them, the slow ones too.
 fn tests(cache: &Cache, args: &TestArgs) -> Result {
     let nextest = Run::cargo().args(["nextest", "--version"]).succeeds();
-    let with_postgres = |command: Run| match &args.postgres {
-        Some(folder) => command.env("STACKWARD_POSTGRES_BIN", folder),
-        None => command,
+    let with_servers = |mut command: Run| {
+        if let Some(folder) = &args.postgres {
+            command = command.env("STACKWARD_POSTGRES_BIN", folder);
+        }
+        if let Some(path) = &args.redis {
+            command = command.env(REDIS_VARIABLE, redis_program(path));
+        }
+        command
     };
     let filter = args.filter.as_deref().filter(|filter| !filter.is_empty());
     if !nextest {
         shout("cargo-nextest is missing; `cargo test` runs the tests instead, slower");
         let command = cache.cargo(["test", "--workspace", "--locked", "--no-fail-fast"]);
-        return with_postgres(command.args(filter)).run();
+        return with_servers(command.args(filter)).run();
     }
     let run = |more: &[&str]| {
         let command = cache.cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
-        with_postgres(command.args(more)).run()
+        with_servers(command.args(more)).run()
     };
     match filter {
         Some(filter) => run(&["--ignore-default-filter", filter]),

@@ -26,6 +26,12 @@ pub(super) enum Sequence {
     Free,
 }
 
+impl Sequence {
+    fn is_free(&self) -> bool {
+        matches!(self, Self::Free)
+    }
+}
+
 /// Writes one tree artifact. Dropped unsealed, it fails its source.
 ///
 /// Entries come in the order of their [`TreePath`]s, unless the tree was begun with [`BackupWriter::tree_in_any_order`].
@@ -45,14 +51,14 @@ impl TreeWriter {
     /// Adds an entry without content: anything but a regular file.
     ///
     /// # Errors
-    /// When entries are out of order, a hard link sorts before its target, or the sink fails.
+    /// When entries are out of order, a hard link in a tree in any order sorts before its target, or the sink fails.
     pub async fn entry(&mut self, entry: TreeEntry) -> Result<()> {
         match &entry.kind {
             EntryKind::File { .. } => {
                 let message = format!("the file `{}` was added without content", entry.path);
                 return Err(Error::new(ErrorKind::Internal, message));
             }
-            EntryKind::Hardlink { target } if *target >= entry.path => {
+            EntryKind::Hardlink { target } if self.sequence.is_free() && *target >= entry.path => {
                 let message = format!("the hard link `{}` sorts before its target `{target}`", entry.path);
                 return Err(Error::new(ErrorKind::Internal, message));
             }

@@ -52,6 +52,9 @@ pub async fn a_tree_in_any_order_round_trips(sink: Arc<dyn Sink>) {
             if let Some((last, entry)) = open {
                 finish(last, entry).await?;
             }
+            let early = entry("a-link", EntryKind::Hardlink { target: path("global/1") });
+            let refused = tree.entry(early).await.expect_err("readers would meet it before its target");
+            assert_eq!(refused.kind(), ErrorKind::Internal);
             tree.seal(Evidence::Listing { entries: 6 + FILES as u64 }).await.map(drop)
         })
     });

@@ -236,3 +236,33 @@ fn memory_does_not_grow_with_the_stream() {
     assert!(peak < MEMORY_LIMIT_KIB, "{peak} KiB");
     assert_eq!(follower.stop().0, 0);
 }
+
+/// Every command of the runbook that is ours, in its order, with a time of this test and a folder of this machine.
+#[test]
+fn the_runbook_brings_a_server_back() {
+    let stack = Followed::new("segment_age: 1s");
+    let (machine, server) = (&stack.machine, &stack.server);
+    let follower = stack.follow();
+    wait(|| stack.acknowledged().is_some());
+    server.pipe("SET user:1 ann\nSET user:2 bob\n");
+    stack.archived();
+    let (moment, digest) = (jiff::Timestamp::now().to_string(), server.digest());
+    server.pipe("FLUSHALL\nSET oops 1\n");
+    stack.archived();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/runbooks/recover-redis-to-a-moment.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let commands: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("stackward "))
+        .map(|line| line.replace("'2026-11-20 14:30:00+00'", &moment).replace("/srv/look", "look"))
+        .collect();
+    assert!(commands.len() >= 5, "{commands:?}");
+    for command in &commands {
+        machine.good(command);
+        if command.starts_with("restore") && !command.contains("--dry-run") && !command.contains("--target") {
+            assert_eq!(server.digest(), digest, "{command}");
+        }
+    }
+    assert!(machine.path("look/cache/appendonlydir").is_dir());
+    assert_eq!(follower.stop().0, 0);
+}

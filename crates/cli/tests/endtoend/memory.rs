@@ -27,3 +27,27 @@ fn a_large_file_takes_no_more_memory_than_a_small_one() {
     let peak = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).unwrap().max_rss();
     assert!(peak < LIMIT_KIB, "{peak} KiB");
 }
+
+/// A string of 330 MiB and collections of 60, over the replication protocol and key by key, checked and exported again.
+#[test]
+fn a_large_key_takes_no_more_memory_than_a_small_one() {
+    let server = backup_testkit::PrivateRedis::start();
+    // Noise, so that nothing compresses it; a megabyte of it over and over, so that little is stored.
+    let script = "local noise = {} math.randomseed(7) \
+        for n = 1, 1048576 do noise[n] = string.char(math.random(0, 255)) end \
+        noise = table.concat(noise) \
+        redis.call('SET', 'string', string.rep(noise, 330)) \
+        for n = 1, 60 do redis.call('RPUSH', 'list', noise) redis.call('HSET', 'hash', n, noise) end";
+    server.call(&["EVAL", script, "0"]);
+    for modes in ["[rdb]", "[export]"] {
+        let source = format!("  cache:\n    redis: {{ socket: {}, modes: {modes} }}\n", server.socket().display());
+        let machine = Machine::with_sources(&source, Readers::Everybody);
+        machine.good("init");
+        machine.good("backup");
+        machine.good("verify --depth structure");
+        machine.good("restore --target out --select commands");
+        assert!(machine.path("out/cache/commands.resp").metadata().unwrap().len() > 400 << 20, "{modes}");
+    }
+    let peak = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).unwrap().max_rss();
+    assert!(peak < LIMIT_KIB, "{peak} KiB");
+}

@@ -7,5 +7,6 @@ mod machine;
 mod note;
 #[cfg(feature = "files")]
 mod real;
+mod redis;
 #[path = "../support/mod.rs"]
 mod support;

@@ -55,7 +55,6 @@ impl Physical {
         let mut connection = Connection::connect(&self.server, Purpose::Replication).await?;
         let facts = ServerFacts::ask(&mut connection).await?;
         let holder = self.hold_log().await?;
-        let standby = connection.parameter("in_hot_standby") == Some("on");
         let major = facts.version.major();
         // Not every role may know; then the plan says where a restore goes.
         let data_directory = connection.show("data_directory").await.ok();
@@ -89,7 +88,7 @@ impl Physical {
             block_size: facts.shape.page_bytes,
             segment_blocks: facts.shape.segment_blocks,
             data_checksums: facts.shape.checksums,
-            standby,
+            standby: received.standby,
             tablespaces: received.tablespaces,
             settings: facts.settings,
             data_directory,
@@ -178,6 +177,7 @@ struct ReceivedBackup {
     start: Lsn,
     timeline: u32,
     end: End,
+    standby: bool,
     tablespaces: Vec<PhysicalTablespace>,
     damaged: Vec<DamagedPage>,
     damaged_total: u64,
@@ -214,7 +214,7 @@ async fn receive(
         }
     }
     receiver.end_archive()?;
-    let Receiver { mut tree, ledger, damaged, wal, entries, .. } = receiver;
+    let Receiver { mut tree, ledger, damaged, wal, entries, standby, .. } = receiver;
     let mut list = List::begin(&mut tree, out, ledger.into_check()?).await?;
     let end = loop {
         match cx.unless_cancelled(backup.next()).await? {
@@ -232,7 +232,7 @@ async fn receive(
     let spaces = backup.tablespaces.iter().filter_map(|space| Some((space.oid?, space.location.clone())));
     let tablespaces = spaces.map(|(oid, location)| PhysicalTablespace { oid, location }).collect();
     backup.close().await;
-    Ok(ReceivedBackup { start, timeline, end, tablespaces, damaged, damaged_total })
+    Ok(ReceivedBackup { start, timeline, end, standby, tablespaces, damaged, damaged_total })
 }
 
 fn incomplete(what: &str) -> Error {

@@ -45,7 +45,9 @@ pub(crate) fn increment(pieces: &[Bytes]) -> Option<String> {
 pub(crate) fn manifest(pieces: &[Bytes]) -> Option<String> {
     let (mut reader, mut told) = (ManifestReader::default(), String::new());
     for piece in pieces {
-        told.push_str(&reader.push(piece).ok()?.iter().map(|line| format!("{line:?}")).collect::<String>());
+        for line in reader.push(piece).ok()? {
+            told.push_str(&format!("{line:?}"));
+        }
     }
     reader.finish().ok().map(|()| told)
 }

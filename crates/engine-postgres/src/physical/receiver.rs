@@ -70,6 +70,8 @@ pub(crate) struct Receiver {
     in_hand: Option<FileInHand>,
     pub(crate) ledger: Ledger,
     pub(crate) damaged: DamagedPages,
+    /// Whether the server is a standby.
+    pub(crate) standby: bool,
     /// The segments of the log that came along.
     pub(crate) wal: Vec<WalSegment>,
     pub(crate) entries: u64,
@@ -89,6 +91,7 @@ impl Receiver {
             in_hand: None,
             ledger: Ledger::new(cx.scratch())?,
             damaged: DamagedPages::default(),
+            standby: false,
             wal: Vec::new(),
             entries: 0,
         })
@@ -162,7 +165,7 @@ impl Receiver {
         let writer = self.tree.file(path.clone(), hint(&stored_text, self.shape.page_bytes)).await?;
         let content = match earlier {
             Some(length) => Content::patched(writer, length, self.shape),
-            None if self.kind == BackupKind::Incremental && text == LABEL => Content::label(writer),
+            None if text == LABEL => Content::label(writer),
             None => match wal_segment(&text) {
                 Some(segment) => {
                     self.wal.push(segment);
@@ -178,6 +181,7 @@ impl Receiver {
     async fn end_file(&mut self) -> Result<()> {
         let file = self.in_hand.take().ok_or_else(misplaced)?;
         let is_wal = file.is_wal();
+        self.standby |= file.is_of_standby();
         let received: Received = file.finish(&mut self.damaged).await?;
         self.entries += 1;
         // The server's list has no segments of the log.

@@ -113,3 +113,27 @@ async fn whatever_is_in_the_way_costs_time_and_not_the_backup() {
     // Another server under the name of this one.
     full(&self::server(), "", "another server").await;
 }
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL 17 or newer: cargo xtask test --postgres FOLDER"]
+async fn a_damaged_page_that_was_not_sent_again_is_still_told() {
+    let server = server();
+    let path = server.sql("postgres", "checkpoint; select pg_relation_filepath('t')");
+    server.stop_immediately();
+    let file = server.data_folder().join(&path);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[8192 * 3 + 100] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    server.launch();
+    let sink = MemorySink::default();
+    let first = back_up(&server, "", &sink).await;
+    let second = back_up(&server, "", &sink).await;
+    assert_eq!(increment_of(&second), Some(first.id.clone()));
+    for manifest in [&first, &second] {
+        let damaged = &record(manifest).details["physical"]["damaged_pages"];
+        assert_eq!(*damaged, serde_json::json!([{ "path": path, "block": 3 }]));
+        let reader = BackupReader::new(sink.open(&manifest.id).await.unwrap(), source()).unwrap();
+        let report = engine(&server, PHYSICAL).verifier.verify(&context(), &reader).await.unwrap();
+        assert_eq!(report.findings.len(), 1, "{report:?}");
+    }
+}

@@ -36,10 +36,7 @@ impl Source for Base {
     async fn backup(&self, cx: &RunContext, out: &BackupWriter) -> Result<SourceSummary> {
         let handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner).take();
         let handed = handed.ok_or_else(|| Error::new(ErrorKind::Internal, "a followed snapshot was saved twice"))?;
-        let save = async {
-            let (connection, info) = self.redis.introduce(cx).await?;
-            self.redis.save_snapshot(cx, out, connection, &info, Snapshot::Handed(handed)).await
-        };
+        let save = self.redis.save(cx, out, Some(Snapshot::Handed(handed)));
         let mut summary = cx.unless_cancelled(save).await?;
         summary.details.insert("followed_because".to_owned(), self.because.clone().into());
         Ok(summary)

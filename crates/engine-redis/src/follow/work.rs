@@ -51,6 +51,8 @@ pub(super) struct Work<'a> {
     pub(super) epoch: u64,
     /// Everything before this offset of the epoch is durable.
     pub(super) durable: u64,
+    /// Why a new snapshot is needed, until there is one.
+    pub(super) because: Option<String>,
     /// Whether the server sent anything since we connected.
     pub(super) received: bool,
 }
@@ -79,7 +81,7 @@ impl<'a> Work<'a> {
     /// The history ends here: what was received of it is stored. Tells why.
     pub(super) async fn leave(&mut self, id: &str) -> Result<String> {
         let Some(mut old) = self.intake.take() else {
-            return Ok("it is the first".to_owned());
+            return Ok(self.because.clone().unwrap_or_else(|| "it is the first".to_owned()));
         };
         let place = old.place().clone();
         let last = old.cut().await?;
@@ -90,6 +92,7 @@ impl<'a> Work<'a> {
         );
         self.cx
             .warn(format!("{because}: what it did since then cannot be recovered, and a new full snapshot is taken"));
+        self.because = Some(because.clone());
         Ok(because)
     }
 
@@ -233,6 +236,7 @@ impl<'a> Work<'a> {
     fn committed(&mut self, taken: Result<Manifest>) -> Result<()> {
         match taken {
             Ok(manifest) => {
+                self.because = None;
                 self.cx.step(format!("took the snapshot {}; following", manifest.id));
                 if let Some(position) = manifest.source(self.cx.source()).and_then(|record| record.position.clone())
                     && let Position::Replication { offset, .. } = position

@@ -20,6 +20,7 @@ use std::io::{Read, Write};
 use backup_core::Result;
 
 use super::glob::Glob;
+use super::slots::Slots;
 use super::walk;
 use commands::Commands;
 use key::Exporter;
@@ -33,6 +34,10 @@ pub struct ExportOptions {
     pub databases: Option<BTreeSet<u32>>,
     /// Only keys that match; `None` for all.
     pub pattern: Option<Glob>,
+    /// Only keys of these slots of a cluster; `None` for all.
+    pub slots: Option<Slots>,
+    /// Whether libraries of functions are written.
+    pub functions: Functions,
     /// Milliseconds since 1970: keys and fields whose expiry lies before are left out, as a loading server does.
     pub now_ms: i64,
     /// Which commands the receiving server knows.
@@ -41,6 +46,17 @@ pub struct ExportOptions {
     pub chunk: usize,
     /// Whether each key is deleted before it is written. Otherwise collections that exist are added to.
     pub replace: bool,
+}
+
+/// Whether libraries of functions, which belong to the whole server, are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Functions {
+    /// When neither databases nor a pattern choose among the keys.
+    WithTheWhole,
+    /// And nothing else.
+    Only,
+    /// They are not.
+    Never,
 }
 
 /// What was written, and what was not.

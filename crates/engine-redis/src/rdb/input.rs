@@ -142,6 +142,16 @@ impl<'r> Input<'r> {
         Ok(self.start == self.end && self.refill()? == 0)
     }
 
+    /// What was not consumed, as it is.
+    pub(super) fn rest(&mut self, into: &mut [u8]) -> Result<usize> {
+        if into.is_empty() || self.at_end()? {
+            return Ok(0);
+        }
+        let chunk = self.chunk(into.len())?;
+        into[..chunk.len()].copy_from_slice(chunk);
+        Ok(chunk.len())
+    }
+
     fn refill(&mut self) -> Result<usize> {
         self.digest.update(&self.buffer[self.hashed..self.end]);
         self.base += self.end as u64;

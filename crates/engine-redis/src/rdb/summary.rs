@@ -12,7 +12,7 @@ use super::blob;
 use super::input::Input;
 use super::kind::KeyType;
 use super::skip;
-use super::walk::{self, KeyHead, Library, Visitor};
+use super::walk::{self, KeyHead, Library, Visitor, Walked};
 
 /// The most auxiliary fields that are kept: real files have about ten.
 const AUX_FIELDS_MAX: usize = 256;
@@ -91,6 +91,33 @@ impl RdbSummary {
         self.databases.values().map(DatabaseCounts::total).sum()
     }
 
+    /// Adds the counts of another RDB of the same backup: of another master of the cluster.
+    fn add(&mut self, other: &Self) {
+        for (number, theirs) in &other.databases {
+            let ours = self.databases.entry(*number).or_default();
+            for (kind, count) in &theirs.keys {
+                *ours.keys.entry(*kind).or_default() += count;
+            }
+            ours.expiring += theirs.expiring;
+            ours.expired += theirs.expired;
+        }
+        self.functions += other.functions;
+        self.modules.extend(other.modules.iter().cloned());
+        self.bytes += other.bytes;
+        self.version = self.version.max(other.version);
+        if other.checksum == Checksum::Off {
+            self.checksum = Checksum::Off;
+        }
+    }
+
+    /// As [`add`](Self::add), to nothing yet or to what was counted before.
+    pub(crate) fn add_to(self, total: &mut Option<Self>) {
+        match total {
+            Some(total) => total.add(&self),
+            None => *total = Some(self),
+        }
+    }
+
     /// All keys that had expired at the time given to the scan.
     pub fn expired(&self) -> u64 {
         self.databases.values().map(|database| database.expired).sum()
@@ -103,19 +130,36 @@ struct Counter {
 }
 
 pub(super) fn scan(reader: impl Read, now_ms: i64) -> Result<RdbSummary> {
-    let summary = RdbSummary {
-        version: 0,
-        magic: Flavour::Redis,
-        aux: BTreeMap::new(),
-        databases: BTreeMap::new(),
-        functions: 0,
-        modules: BTreeSet::new(),
-        checksum: Checksum::Off,
-        bytes: 0,
-    };
-    let mut counter = Counter { now_ms, summary };
+    let mut counter = Counter::new(now_ms);
     let walked = walk::walk(reader, &mut counter)?;
-    Ok(RdbSummary { checksum: walked.checksum, bytes: walked.bytes, ..counter.summary })
+    Ok(counter.end(&walked))
+}
+
+/// Scans an RDB at the front of the input.
+pub(super) fn scan_front(input: &mut Input<'_>, now_ms: i64) -> Result<RdbSummary> {
+    let mut counter = Counter::new(now_ms);
+    let walked = walk::walk_front(input, &mut counter)?;
+    Ok(counter.end(&walked))
+}
+
+impl Counter {
+    fn new(now_ms: i64) -> Self {
+        let summary = RdbSummary {
+            version: 0,
+            magic: Flavour::Redis,
+            aux: BTreeMap::new(),
+            databases: BTreeMap::new(),
+            functions: 0,
+            modules: BTreeSet::new(),
+            checksum: Checksum::Off,
+            bytes: 0,
+        };
+        Self { now_ms, summary }
+    }
+
+    fn end(self, walked: &Walked) -> RdbSummary {
+        RdbSummary { checksum: walked.checksum, bytes: walked.bytes, ..self.summary }
+    }
 }
 
 /// Passes over a library.

@@ -76,17 +76,23 @@ pub(super) struct Walked {
     pub(super) bytes: u64,
 }
 
-/// Walks a whole RDB.
+/// Walks a whole RDB, after which nothing may follow.
 pub(super) fn walk(reader: impl Read, visitor: &mut dyn Visitor) -> Result<Walked> {
     let mut input = Input::new(reader);
-    let (flavour, version) = magic(&mut input)?;
-    visitor.begin(flavour, version);
-    let mut state = State { flavour, version, database: 0, expires_ms: None, metadata: Metadata::None };
-    while state.step(&mut input, visitor).map_err(|error| placed(error, &input))? == Next::More {}
-    let checksum = if version < FIRST_WITH_CHECKSUM { Checksum::Off } else { check(&mut input)? };
+    let walked = walk_front(&mut input, visitor)?;
     if !input.at_end()? {
         return Err(input.damaged("something follows the end of the RDB"));
     }
+    Ok(walked)
+}
+
+/// Walks an RDB at the front of the input.
+pub(super) fn walk_front(input: &mut Input<'_>, visitor: &mut dyn Visitor) -> Result<Walked> {
+    let (flavour, version) = magic(input)?;
+    visitor.begin(flavour, version);
+    let mut state = State { flavour, version, database: 0, expires_ms: None, metadata: Metadata::None };
+    while state.step(input, visitor).map_err(|error| placed(error, input))? == Next::More {}
+    let checksum = if version < FIRST_WITH_CHECKSUM { Checksum::Off } else { check(input)? };
     Ok(Walked { checksum, bytes: input.offset() })
 }
 

@@ -18,7 +18,7 @@ use crate::Redis;
 use crate::aof::{MANIFEST_ENDING, artifact, is_manifest, listed};
 use crate::details::Details;
 use crate::inspect::{now_ms, scan_file};
-use crate::restore::folder::{make_folder, write_one};
+use crate::restore::folder::{make_folder, write_plain};
 use crate::verify::is_damage;
 
 /// What the tool says is a page at most.
@@ -66,7 +66,7 @@ impl AofMoment {
         let (mut keys, mut bytes, mut highest) = (0, 0, 0);
         for file in listed(&text) {
             let path = folder.join(&file);
-            write_one(cx, from, &artifact(&file)?, &path).await?;
+            write_plain(cx, from, &artifact(&file)?, &path).await?;
             bytes += std::fs::metadata(&path).map_or(0, |file| file.len());
             if path.extension().is_some_and(|extension| extension == "rdb") {
                 let summary = scan_file(&path, now_ms()).await?;
@@ -76,7 +76,7 @@ impl AofMoment {
         }
         let file_name = self.manifest.as_str().rsplit('/').next().unwrap_or_default();
         let manifest = folder.join(file_name);
-        write_one(cx, from, &self.manifest, &manifest).await?;
+        write_plain(cx, from, &self.manifest, &manifest).await?;
         self.cut(cx, redis, &manifest).await?;
         let name = file_name.strip_suffix(MANIFEST_ENDING).unwrap_or(file_name).to_owned();
         let databases = LEAST_DATABASES.max(highest + 1).max(configured_databases(from).await.unwrap_or(0));

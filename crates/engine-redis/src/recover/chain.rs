@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::log::{SegmentEntry, SegmentId, SegmentRecord, Span, missing};
 use backup_core::{RunContext, SegmentLog, Timeline};
+use jiff::Timestamp;
 use tokio::task::JoinSet;
 
 use crate::follow::CONTINUES;
@@ -32,6 +33,8 @@ pub(crate) struct Chain<'a> {
     visited: BTreeSet<Timeline>,
     /// The last link, once there was one.
     last: Option<SegmentId>,
+    /// When that was stored.
+    stored: Timestamp,
     offset: u64,
 }
 
@@ -54,6 +57,7 @@ impl<'a> Chain<'a> {
             visited: BTreeSet::from([timeline.clone()]),
             timeline,
             last: None,
+            stored: Timestamp::MIN,
             offset,
         };
         chain.begin(at_or_before > 0).await?;
@@ -107,6 +111,7 @@ impl<'a> Chain<'a> {
         let record = self.records.pop_front()?;
         self.offset = record.meta.span.map_or(self.offset, |span| span.end);
         self.last = Some(record.id.clone());
+        self.stored = record.stored;
         Some(record)
     }
 
@@ -123,6 +128,10 @@ impl<'a> Chain<'a> {
             let entries = self.log.segments(&timeline).await?;
             let Some(first) = entries.first() else { continue };
             let first = self.log.record(&first.id).await?;
+            // What was begun before is no continuation, whatever was taken away from it since.
+            if first.stored < self.stored {
+                continue;
+            }
             let from_here = first.meta.details.get(CONTINUES).is_some_and(|before| before == self.timeline.as_str());
             match (&first.meta.predecessor, &self.last) {
                 (Some(predecessor), Some(last)) if predecessor == last => {}

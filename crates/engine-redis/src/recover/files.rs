@@ -5,14 +5,14 @@ use std::path::Path;
 
 use backup_core::engine::{Moment, RestoreReport};
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::{BackupReader, RunContext};
+use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use super::{AOF_FOLDER, LEAST_DATABASES, Reached, Recovery, Way};
 use crate::Redis;
 use crate::backup::DUMP;
-use crate::drill::spool;
+use crate::dumps::spool;
 use crate::rdb::RdbSummary;
-use crate::restore::folder::{AOF_NAME, AofForm, make_folder, write_new, write_one};
+use crate::restore::folder::{AOF_NAME, AofForm, make_folder, write_new, write_plain};
 use crate::verify::compare;
 
 const NOTE: &str = "RECOVERY.txt";
@@ -41,7 +41,7 @@ pub(crate) async fn write_files(
     make_folder(folder)?;
     let form = AofForm::with_increment(AOF_NAME);
     cx.step("reading the backup");
-    let summary = spool(cx, from, &folder.join(&form.base)).await?;
+    let summary = spool(cx, from, &ArtifactName::new(DUMP)?, &folder.join(&form.base)).await?;
     compare(from, &summary)?;
     let path = folder.join(&form.increment);
     let failed = |source| Error::io("cannot write the stream", &path, source);
@@ -101,7 +101,7 @@ pub(crate) async fn write(
     let names = from.record().artifacts.iter().map(|record| &record.name);
     for name in names.filter(|name| is_companion(name.as_str())) {
         let path = folder.join(name.as_str());
-        write_one(cx, from, name, &path).await?;
+        write_plain(cx, from, name, &path).await?;
         report.restored.push(path.display().to_string());
     }
     let note = folder.join(NOTE);

@@ -4,19 +4,20 @@
 //! `LASTSAVE` is no such sign: it counts seconds, and does not move after a save that failed.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::host::Host;
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::PIECE_BYTES;
+use super::own_dump::{self, Kept};
+use crate::Redis;
 use crate::connection::{Connection, NO_CHILD, Reply, refusal};
-use crate::server::{Info, POLL, Server, setting};
+use crate::server::{Info, POLL, Server, allowed};
 
-const DEFAULT_FILE: &str = "dump.rdb";
 /// How often a save that others keep getting ahead of is asked for again.
 const ATTEMPTS: usize = 20;
 /// The clocks of the server's INFO and of its RDB are read at different moments.
@@ -32,19 +33,20 @@ pub(crate) struct SavedFile {
 
 impl SavedFile {
     /// Makes the server save, waits until it has, and opens the file.
-    pub(crate) async fn make(
-        cx: &RunContext,
-        server: &Server,
-        host: &dyn Host,
-        data_dir: Option<&Path>,
-    ) -> Result<Self> {
+    pub(crate) async fn make(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Self> {
         let mut connection = server.connect(cx).await?;
-        let path = dump_file(&mut connection, host, data_dir).await?;
+        let (host, data_dir) = (&*redis.host, redis.settings.data_dir.as_deref());
+        let path = own_dump::path(&mut connection, host, data_dir).await?;
+        allowed(&mut connection, &["BGSAVE"]).await?;
+        let kept = Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await?;
         cx.step("waiting for BGSAVE");
         let began = cx.unless_cancelled(save(&mut connection)).await?;
         let failed = |source| Error::io("cannot read the server's dump file", &path, source);
         let file = tokio::fs::File::open(&path).await.map_err(failed)?;
         let metadata = file.metadata().await.map_err(failed)?;
+        if let Some(kept) = kept {
+            kept.put_back(Some(metadata.ino()))?;
+        }
         let written = metadata.modified().map_err(failed)?;
         let since_epoch = written.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if began.is_some_and(|began| since_epoch + CLOCK_SLACK_SECONDS < began) {
@@ -85,31 +87,17 @@ impl fmt::Debug for SavedFile {
     }
 }
 
-/// Where the server saves, as this machine sees it. Asked before anything is saved.
-async fn dump_file(connection: &mut Connection, host: &dyn Host, data_dir: Option<&Path>) -> Result<PathBuf> {
-    let folder = match data_dir {
-        Some(folder) => folder.to_owned(),
-        None => PathBuf::from(setting(connection, "dir").await?.ok_or_else(|| {
-            Error::new(ErrorKind::PermissionDenied, "the server allows no replica, and does not tell where it saves")
-                .hint("allow it: ACL SETUSER NAME +psync +sync +replconf; or name its working directory as `data_dir`")
-        })?),
-    };
-    let name = setting(connection, "dbfilename").await?.unwrap_or_else(|| DEFAULT_FILE.to_owned());
-    let path = folder.join(name);
-    host.local_path(&path).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Unsupported,
-            format!("{} of {} is not visible from here", path.display(), host.describe()),
-        )
-        .hint("name the folder that this machine sees as `data_dir`, or allow replication to the plan's user")
-    })
-}
-
 /// Saves, and returns the server's time in seconds at which that began, when it tells.
 async fn save(connection: &mut Connection) -> Result<Option<u64>> {
     for _ in 0..ATTEMPTS {
         let before = settled(connection).await?;
-        let began = before.number("server_time_usec").map(|micros| micros / 1_000_000);
+        let began = match before.number("server_time_usec") {
+            Some(micros) => Some(micros / 1_000_000),
+            // Before 7.0.
+            None => {
+                connection.ask(&["TIME"]).await?.items().first().and_then(Reply::text).and_then(|it| it.parse().ok())
+            }
+        };
         match connection.ask(&["BGSAVE"]).await? {
             // Somebody was faster: wait for that child, and ask again.
             Reply::Error(text) if text.contains("in progress") || text.contains("child process") => continue,

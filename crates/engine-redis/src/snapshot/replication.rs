@@ -14,8 +14,10 @@ use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 
 use super::PIECE_BYTES;
+use super::own_dump::Kept;
+use crate::Redis;
 use crate::connection::{Connection, refusal};
-use crate::server::{Info, Server};
+use crate::server::{Info, Server, setting};
 
 const MARK_BYTES: usize = 40;
 /// The server sends a newline every second while it prepares, and data after that.
@@ -64,34 +66,37 @@ impl Replication {
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] or [`ErrorKind::Unsupported`] when the server does not allow it.
-    pub(crate) async fn begin(cx: &RunContext, server: &Server) -> Result<Self> {
+    pub(crate) async fn begin(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Self> {
         let mut connection = server.connect(cx).await?;
         let version = match Info::ask(&mut connection, Some("server")).await {
             Ok(info) => info.product().map(|product| product.version),
             Err(_) => None,
         };
         introduce(&mut connection, version.as_deref().unwrap_or(ANNOUNCED_VERSION)).await?;
+        let kept = keep_dump_file(cx, redis, server).await?;
         cx.step("waiting for the server's snapshot");
         let (position, told, framing) = ask_for_everything(&mut connection).await?;
-        warn_of_disk(cx, &framing);
+        tell_of_disk(cx, &framing, kept)?;
         Ok(Self { connection, framing, position, told, held: BytesMut::new(), passed: 0 })
     }
 
-    /// Connects to stay, and tells what the server says of itself. `after` is the replication id and the offset up to which everything is known.
+    /// Connects to stay, and tells what the server says of itself. `after` is the replication id and the offset up to which
+    /// everything is known.
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] or [`ErrorKind::Unsupported`] when the server does not allow it.
-    pub(crate) async fn attach(
-        cx: &RunContext,
-        server: &Server,
-        after: Option<(&str, u64)>,
-    ) -> Result<(Attached, Info)> {
-        let mut connection = server.connect(cx).await?;
-        let info = Info::ask(&mut connection, Some("server")).await.unwrap_or_default();
+    pub(crate) async fn attach(cx: &RunContext, redis: &Redis, after: Option<(&str, u64)>) -> Result<(Attached, Info)> {
+        let mut connection = redis.server.connect(cx).await?;
+        let info = Info::ask(&mut connection, None).await.unwrap_or_default();
+        if redis.is_whole_cluster(&info) {
+            return Err(Error::new(ErrorKind::Unsupported, "a cluster is not followed as a whole")
+                .hint("name each master as a source of its own, with `cluster: node` and `follow: true`"));
+        }
         let version = info.product().map(|product| product.version);
         // `psync2`: the answer to PSYNC names the replication id, which may have changed.
         connection.call(&["REPLCONF", "capa", "eof", "capa", "psync2"]).await?;
         connection.ask(&["REPLCONF", "version", version.as_deref().unwrap_or(ANNOUNCED_VERSION)]).await?;
+        let kept = keep_dump_file(cx, redis, &redis.server).await?;
         let (id, next) = after.map_or(("?", "-1".to_owned()), |(id, offset)| (id, (offset + 1).to_string()));
         connection.writer.send(&["PSYNC", id, &next]).await?;
         let line = preamble(&mut connection, "PSYNC").await?;
@@ -102,7 +107,7 @@ impl Replication {
         }
         let (position, told) = (Some(full_resync(&line)?), Timestamp::now());
         let framing = framing(&preamble(&mut connection, "PSYNC").await?)?;
-        warn_of_disk(cx, &framing);
+        tell_of_disk(cx, &framing, kept)?;
         let held = BytesMut::new();
         Ok((Attached::Everything(Box::new(Self { connection, framing, position, told, held, passed: 0 })), info))
     }
@@ -165,6 +170,17 @@ impl Replication {
     }
 }
 
+/// Keeps the server's dump file where the server is about to write over it. It tells that only who may ask.
+async fn keep_dump_file(cx: &RunContext, redis: &Redis, server: &Server) -> Result<Option<Kept>> {
+    // A connection that has introduced itself as a replica is for nothing else.
+    let mut connection = server.connect(cx).await?;
+    if setting(&mut connection, "repl-diskless-sync").await?.as_deref() != Some("no") {
+        return Ok(None);
+    }
+    let (host, data_dir) = (&*redis.host, redis.settings.data_dir.as_deref());
+    Kept::begin(&mut connection, host, data_dir, redis.settings.dump_file).await
+}
+
 /// Says what kind of replica we are. Without `capa eof` the server would always write its dump file.
 async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
     connection.call(&["REPLCONF", "capa", "eof"]).await?;
@@ -174,13 +190,17 @@ async fn introduce(connection: &mut Connection, version: &str) -> Result<()> {
     Ok(())
 }
 
-fn warn_of_disk(cx: &RunContext, framing: &Framing) {
-    if matches!(framing, Framing::Length(_)) {
-        cx.warn(
-            "the server has `repl-diskless-sync no`, so it wrote this snapshot to its own dump file, as BGSAVE does; \
-             `CONFIG SET repl-diskless-sync yes` spares its disk",
-        );
+/// A server that wrote its dump file is told of, and has its old one back.
+fn tell_of_disk(cx: &RunContext, framing: &Framing, kept: Option<Kept>) -> Result<()> {
+    if !matches!(framing, Framing::Length(_)) {
+        return Ok(());
     }
+    cx.warn(
+        "the server has `repl-diskless-sync no`, so it wrote this snapshot to its disk first; \
+         `CONFIG SET repl-diskless-sync yes` spares that",
+    );
+    // It has opened what it sends.
+    kept.map_or(Ok(()), Kept::put_back_at_once)
 }
 
 async fn ask_for_everything(connection: &mut Connection) -> Result<(Option<Position>, Timestamp, Framing)> {

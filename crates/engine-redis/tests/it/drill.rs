@@ -5,7 +5,7 @@ use backup_core::engine::RestoreTarget;
 use backup_core::error::ErrorKind;
 use backup_testkit::PrivateRedis;
 
-use crate::support::{artifact, back_up, context, engine, restore, sample, source};
+use crate::support::{artifact, back_up, context, engine, product, restore, sample, source};
 
 #[tokio::test]
 async fn keys_that_expired_meanwhile_are_no_finding() {
@@ -48,7 +48,7 @@ async fn without_a_server_program_the_drill_says_what_to_install() {
     let nowhere = engine(&server, "bin: /no/such/folder");
     let error = nowhere.driller.drill(&context(), &saved.reader().await).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.remedy().is_some_and(|hint| hint.contains("apt-get install redis-server")), "{error:?}");
+    assert!(error.remedy().is_some_and(|hint| hint.contains(&format!("apt-get install {}", product().1))), "{error:?}");
 }
 
 /// A server that loads less than it was given must not pass.
@@ -58,9 +58,12 @@ async fn a_server_that_loses_keys_is_found_out() {
     let saved = back_up(&engine(&server, "")).await.unwrap();
     // Evicts while it loads: `--maxmemory` comes last, so it counts.
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("redis-server");
-    let text = "#!/bin/sh\n[ \"$1\" = --version ] && exec redis-server --version\n\
-                exec redis-server \"$@\" --maxmemory 1200000 --maxmemory-policy allkeys-random\n";
+    let program = folder.path().join(product().1);
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec {0} --version\n\
+         exec {0} \"$@\" --maxmemory 1000000 --maxmemory-policy allkeys-random\n",
+        backup_testkit::redis::program().display()
+    );
     std::fs::write(&program, text).unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let forgetful = engine(&server, &format!("bin: {}", folder.path().display()));
@@ -110,4 +113,28 @@ async fn a_backup_that_is_too_new_for_the_program_is_said_to_be() {
     let stoppable = crate::support::engine(&server, "stop: ['false'], start: ['false']");
     let error = stoppable.restorer.plan_restore(&context(), &from, &crate::support::replacing()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "refused before the server is stopped");
+}
+
+/// The second server of a drill has something else than the first: a program that brings a key of its own.
+#[tokio::test]
+async fn contents_that_differ_are_found() {
+    let server = sample(&[]);
+    let saved = back_up(&engine(&server, "")).await.unwrap();
+    let other = PrivateRedis::start();
+    other.call(&["SET", "of its own", "1"]);
+    other.call(&["SAVE"]);
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join(product().1);
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] || [ -e dump.rdb ] || cp {} dump.rdb\nexec {} \"$@\"\n",
+        other.data_folder().join("dump.rdb").display(),
+        backup_testkit::redis::program().display()
+    );
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let strange = engine(&server, &format!("bin: {}", folder.path().display()));
+    let drill = strange.driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert!(drill.findings.iter().any(|finding| finding.contains("other contents")), "{drill:?}");
+    let sound = engine(&server, "").driller.drill(&context(), &saved.reader().await).await.unwrap();
+    assert!(sound.checked.iter().any(|line| line.contains("the same contents")), "{sound:?}");
 }

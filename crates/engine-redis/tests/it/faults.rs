@@ -158,6 +158,7 @@ async fn a_password_is_in_no_event_and_in_no_file_of_the_snapshot() {
     assert!(!events.contains("hunter2-of-this-test"));
 }
 
+/// How many saves the server counts.
 fn saves(server: &PrivateRedis) -> u64 {
     let info = server.call(&["INFO", "persistence"]);
     info.lines().find_map(|line| line.strip_prefix("rdb_saves:")).unwrap().trim().parse().unwrap()

@@ -6,7 +6,7 @@ use backup_core::error::ErrorKind;
 use backup_testkit::PrivateRedis;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{back_up, context, engine, folder, replacing, restore, sample, select, source};
+use crate::support::{back_up, context, engine, folder, replacing, restore, sample, select, service, source};
 
 #[tokio::test]
 async fn a_running_server_gets_everything_by_commands() {
@@ -49,12 +49,13 @@ async fn a_load_that_fails_leaves_what_was_there() {
     server.fill(50_000, 100);
     let saved = back_up(&engine(&server, "")).await.unwrap();
     for (options, kind) in [
-        (vec![("maxmemory", "3mb")], ErrorKind::NoSpace),
-        (vec![("maxmemory", "3mb"), ("maxmemory-policy", "allkeys-random")], ErrorKind::NoSpace),
+        (vec![("maxmemory", "5mb")], ErrorKind::NoSpace),
+        (vec![("maxmemory", "5mb"), ("maxmemory-policy", "allkeys-random")], ErrorKind::NoSpace),
         (vec![("databases", "4")], ErrorKind::Tool),
     ] {
         for filled in [0, 500] {
-            let target = PrivateRedis::with_options(&options);
+            // The backlog for replicas counts as memory, too, and ours is one for a moment.
+            let target = PrivateRedis::with_options(&[&options[..], &[("repl-backlog-size", "16kb")]].concat());
             target.fill(filled, 3);
             target.call(&["FUNCTION", "LOAD", "#!lua name=old\nredis.register_function('g', function() return 2 end)"]);
             let (before, functions) = (target.digest(), target.call(&["FUNCTION", "LIST"]));
@@ -150,23 +151,13 @@ async fn files_in_a_folder_are_what_a_server_loads() {
     }
 }
 
-/// A command that stops a server, and one that starts it, as a service manager's would.
-fn service(server: &PrivateRedis, start: &str) -> String {
-    let (socket, conf) = (server.socket(), server.configuration());
-    format!(
-        "stop: [redis-cli, -s, {}, shutdown, nosave], start: [{start}, {}, --daemonize, 'yes']",
-        socket.display(),
-        conf.display()
-    )
-}
-
 #[tokio::test]
 async fn a_stopped_server_gets_files_where_it_looks_for_them() {
     for append_only in ["no", "yes"] {
         let (server, target) = (sample(&[]), PrivateRedis::with_options(&[("appendonly", append_only)]));
         target.fill(7, 3);
         let saved = back_up(&engine(&server, "")).await.unwrap();
-        let into = engine(&target, &service(&target, "redis-server"));
+        let into = engine(&target, &service(&target, None));
         let error = restore(&into, &saved, &RestoreTarget::default()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         let plan = into.restorer.plan_restore(&context(), &saved.reader().await, &replacing()).await.unwrap();
@@ -192,11 +183,14 @@ async fn a_server_that_does_not_start_again_is_set_back() {
         // The first start fails, the second one works.
         let flag = target.data_folder().join("tried");
         let script = target.data_folder().join("start.sh");
-        let text =
-            format!("#!/bin/sh\n[ -e {0} ] || {{ touch {0}; exit 1; }}\nexec redis-server \"$@\"\n", flag.display());
+        let text = format!(
+            "#!/bin/sh\n[ -e {0} ] || {{ touch {0}; exit 1; }}\nexec {1} \"$@\"\n",
+            flag.display(),
+            backup_testkit::redis::program().display()
+        );
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let into = engine(&target, &service(&target, &script.display().to_string()));
+        let into = engine(&target, &service(&target, Some(&script)));
         let error = restore(&into, &saved, &replacing()).await.unwrap_err();
         assert!(error.remedy().is_some_and(|hint| hint.contains("what it held before")), "{error:?}");
         while target.try_call(&["PING"]).is_err() {

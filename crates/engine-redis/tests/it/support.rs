@@ -4,15 +4,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use backup_core::engine::{Engine, EngineSetup, Existing, Place, RestoreReport, RestoreTarget};
+use backup_core::engine::{
+    Engine, EngineSetup, Existing, Place, Preflight, RestoreReport, RestoreTarget, Source, SourceSummary,
+};
 use backup_core::error::Result;
 use backup_core::event::Recorder;
+use backup_core::evidence::Evidence;
 use backup_core::host::LocalHost;
 use backup_core::manifest::{ArtifactRecord, Manifest, SourceRecord};
 use backup_core::plan::{Node, OnFailure};
 use backup_core::run::{RunOptions, Task, run};
-use backup_core::sink::{EntryReader, PieceReader, Sink, SnapshotReader};
-use backup_core::{ArtifactName, BackupReader, PlanName, RunContext, SourceName};
+use backup_core::sink::{ChunkHint, EntryReader, PieceReader, Sink, SnapshotReader};
+use backup_core::{ArtifactName, BackupReader, BackupWriter, PlanName, RunContext, SourceName};
+use backup_testkit::redis::selected_folder;
 use backup_testkit::{MemorySink, PrivateRedis};
 use engine_redis::REDIS;
 
@@ -40,9 +44,42 @@ pub(crate) fn engine(server: &PrivateRedis, more: &str) -> Engine {
     build(&format!("{{ socket: {}, {more} }}", server.socket().display())).unwrap()
 }
 
+/// The same, over the server's port.
+pub(crate) fn engine_by_port(server: &PrivateRedis, scheme: &str, more: &str) -> Engine {
+    build(&format!("{{ url: '{scheme}://127.0.0.1:{}', {more} }}", server.port())).unwrap()
+}
+
 pub(crate) fn build(yaml: &str) -> Result<Engine> {
-    let (name, config) = (source(), Node::from_yaml(yaml)?);
+    // Drills run the server that is tested.
+    let bin = selected_folder().filter(|_| !yaml.contains("bin:"));
+    let yaml = match (bin, yaml.strip_suffix('}')) {
+        (Some(folder), Some(open)) => {
+            let open = open.trim_end().trim_end_matches(',');
+            let comma = if open == "{" { "" } else { "," };
+            format!("{open}{comma} bin: {} }}", folder.display())
+        }
+        _ => yaml.to_owned(),
+    };
+    let (name, config) = (source(), Node::from_yaml(&yaml)?);
     (REDIS.build)(&EngineSetup { name: &name, config: &config, folder: Path::new("/"), host: Arc::new(LocalHost) })
+}
+
+/// A command that stops a server, and one that starts it, as a service manager's would.
+pub(crate) fn service(server: &PrivateRedis, start: Option<&Path>) -> String {
+    let (socket, conf, program) = (server.socket(), server.configuration(), backup_testkit::redis::program());
+    format!(
+        "stop: [redis-cli, -s, {}, shutdown, nosave], start: [{}, {}, --daemonize, 'yes']",
+        socket.display(),
+        start.unwrap_or(&program).display(),
+        conf.display()
+    )
+}
+
+/// Whose server is tested, and what its program is called.
+pub(crate) fn product() -> (&'static str, &'static str) {
+    let program = backup_testkit::redis::program();
+    let valkey = program.file_name().unwrap().to_str().unwrap().contains("valkey");
+    if valkey { ("Valkey", "valkey-server") } else { ("Redis", "redis-server") }
 }
 
 pub(crate) fn options() -> RunOptions {
@@ -102,6 +139,36 @@ impl Saved {
     }
 }
 
+/// A source that saves what it is given.
+#[derive(Debug)]
+struct Copied {
+    artifacts: Vec<(ArtifactName, Vec<u8>)>,
+    record: SourceRecord,
+}
+
+#[async_trait]
+impl Source for Copied {
+    async fn preflight(&self, _cx: &RunContext) -> Result<Preflight> {
+        Ok(Preflight { description: String::new(), expected_bytes: None, warnings: Vec::new() })
+    }
+
+    async fn backup(&self, _cx: &RunContext, out: &BackupWriter) -> Result<SourceSummary> {
+        for (name, bytes) in &self.artifacts {
+            let mut artifact = out.artifact(name.clone(), ChunkHint::Stream).await?;
+            artifact.write(bytes.clone().into()).await?;
+            artifact.seal(Evidence::ExactLength(bytes.len() as u64)).await?;
+        }
+        let record = self.record.clone();
+        Ok(SourceSummary {
+            mode: record.mode,
+            server: record.server,
+            position: record.position,
+            fingerprint: record.fingerprint,
+            details: record.details,
+        })
+    }
+}
+
 /// A snapshot whose manifest says something else than was saved.
 #[derive(Debug)]
 struct Lying {
@@ -125,6 +192,53 @@ impl SnapshotReader for Lying {
 }
 
 impl Saved {
+    /// The same backup with the bytes of one artifact changed: saved so, not damaged.
+    pub(crate) async fn with_bytes(&self, name: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Self {
+        let name = artifact(name);
+        let mut change = Some(change);
+        self.copied(|record, bytes| {
+            let changed = if record.name == name { change.take().unwrap()(bytes) } else { bytes };
+            Some((record.name.clone(), changed))
+        })
+        .await
+    }
+
+    /// The same backup, its set of append-only files as the single file of older servers: base, then what came after.
+    pub(crate) async fn as_single_file(&self, single: &str) -> Self {
+        let base = Arc::new(std::sync::Mutex::new(Vec::new()));
+        self.copied(|record, bytes| match record.name.as_str() {
+            name if name.ends_with(".manifest") => None,
+            name if name.ends_with(".base.rdb") => {
+                *base.lock().unwrap() = bytes;
+                None
+            }
+            name if name.ends_with(".incr.aof") => {
+                Some((artifact(single), [base.lock().unwrap().clone(), bytes].concat()))
+            }
+            _ => Some((record.name.clone(), bytes)),
+        })
+        .await
+    }
+
+    /// A backup of other artifacts, with the same record besides.
+    async fn copied(
+        &self,
+        mut change: impl FnMut(&ArtifactRecord, Vec<u8>) -> Option<(ArtifactName, Vec<u8>)>,
+    ) -> Self {
+        let (reader, mut artifacts) = (self.reader().await, Vec::new());
+        for record in &self.record().artifacts {
+            let bytes = reader.read(&record.name, 1 << 24).await.unwrap();
+            artifacts.extend(change(record, bytes));
+        }
+        let copy = Task {
+            source: Arc::new(Copied { artifacts, record: self.record().clone() }),
+            ..task(&build("{}").unwrap())
+        };
+        let (sink, recorder) = (MemorySink::default(), Arc::new(Recorder::default()));
+        let manifest = run(vec![copy], &sink, &options()).await.unwrap();
+        Self { sink, manifest, recorder }
+    }
+
     /// Reads the snapshot as if its source's record had been changed.
     pub(crate) async fn reader_with(&self, change: impl FnOnce(&mut SourceRecord)) -> BackupReader {
         let inner = self.sink.open(&self.manifest.id).await.unwrap();
@@ -181,6 +295,13 @@ SET last one
 pub(crate) fn sample(options: &[(&str, &str)]) -> PrivateRedis {
     let server = PrivateRedis::with_options(options);
     server.fill(3000, 40);
-    server.pipe(SAMPLE);
+    fill(&server);
     server
+}
+
+/// Puts [`SAMPLE`] there; without functions, where the server has none.
+pub(crate) fn fill(server: &PrivateRedis) {
+    let functions = server.try_call(&["FUNCTION", "LIST"]).is_ok();
+    let lines = SAMPLE.lines().filter(|line| functions || !line.starts_with("FUNCTION"));
+    server.pipe(&lines.flat_map(|line| [line, "\n"]).collect::<String>());
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine_redis::rdb::{Checksum, ExportOptions, ExportSummary, Flavour, Glob, KeyType, Target, export, scan};
+use engine_redis::rdb::{
+    Checksum, ExportOptions, ExportSummary, Flavour, Functions, Glob, KeyType, Target, export, scan,
+};
 
 use crate::bytes::commands;
 use crate::fill::{Amount, FAR_MS, FARTHEST_MS, fill};
@@ -12,6 +14,8 @@ pub(crate) fn options() -> ExportOptions {
     ExportOptions {
         databases: None,
         pattern: None,
+        slots: None,
+        functions: Functions::WithTheWhole,
         now_ms: 1_700_000_000_000,
         target: Target::redis(7, 0),
         chunk: 500,

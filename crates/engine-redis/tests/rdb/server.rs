@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use backup_core::host::{Host, HostCommand, HostProcess, LocalHost};
 use engine_redis::rdb::KeyType;
@@ -68,7 +68,7 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Connection {
-        Connection(BufReader::new(UnixStream::connect(self.socket()).unwrap()))
+        Connection::over(&self.socket())
     }
 
     /// Lets the server save, and returns what it wrote.
@@ -95,6 +95,11 @@ impl Server {
 pub(crate) struct Connection(BufReader<UnixStream>);
 
 impl Connection {
+    /// To whatever server has this socket.
+    pub(crate) fn over(socket: &Path) -> Self {
+        Self(BufReader::new(UnixStream::connect(socket).unwrap()))
+    }
+
     pub(crate) fn send<A: AsRef<[u8]>>(&mut self, arguments: &[A]) {
         let mut bytes = format!("*{}\r\n", arguments.len()).into_bytes();
         for argument in arguments {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use backup_core::error::Result;
 use backup_core::sink::nothing_to_keep;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::content::{ChunkId, ContentList, Extent};
 use super::earlier::{EarlierContent, EarlierPages};
@@ -110,18 +110,19 @@ impl PageWriter {
         self.position % self.page_bytes
     }
 
-    pub(super) async fn write(&mut self, mut data: Bytes) -> Result<()> {
+    pub(super) async fn write(&mut self, mut data: &[u8]) -> Result<()> {
         self.touch().await?;
         while !data.is_empty() {
             let filled = self.filled();
             let room = (self.page_bytes - filled) as usize;
-            let piece = data.split_to(room.min(data.len()));
+            let (piece, rest) = data.split_at(room.min(data.len()));
             if filled == 0 && piece.len() == room {
-                self.page(self.position, &piece).await?;
+                self.page(self.position, piece).await?;
                 self.position += piece.len() as u64;
             } else {
-                self.piece(filled, &piece).await?;
+                self.piece(filled, piece).await?;
             }
+            data = rest;
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl ContentWriter {
     pub(super) async fn write(&mut self, data: Bytes) -> Result<()> {
         match self {
             Self::Chunks(writer) => writer.write(data).await,
-            Self::Pages(writer) => writer.write(data).await,
+            Self::Pages(writer) => writer.write(&data).await,
         }
     }
 

@@ -145,7 +145,25 @@ async fn a_lost_page_map_costs_storing_again_and_nothing_else() {
     assert_pages(&reading, &after.id, "db", SIZES, 3).await;
 }
 
-/// Whoever reads with the private key alone sees memos and needs no page map; another machine's maps are of no use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_comes_twice_is_refused() {
+    let place = place().await;
+    let repository = place.open(&Unlock::default()).await.unwrap();
+    let twice = ScriptedSource::new(|out| {
+        Box::pin(async move {
+            let mut tree = out.tree_in_any_order(name("tree")).await?;
+            for path in ["b", "a", "b"] {
+                tree.file(file(path, 0).path, PAGES).await?.finish(file(path, 0)).await?;
+            }
+            tree.seal(Evidence::Listing { entries: 3 }).await.map(drop)
+        })
+    });
+    let error = back_up(&repository, &[("db", twice)]).await.unwrap_err();
+    assert!(error.to_string().contains("`b` came twice"), "{error:?}");
+    assert!(repository.snapshots(&SnapshotFilter::default()).await.unwrap().is_empty());
+}
+
+/// Without the writer key of before nothing can be compared: everything is stored again, and everything reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_is_enrolled_anew_starts_over() {
     let place = place().await;

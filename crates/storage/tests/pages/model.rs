@@ -4,18 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use backup_core::error::Result;
-use backup_core::plan::EncryptionConfig;
 use backup_core::sink::ChunkHint;
 use backup_core::writer::FileWriter;
 use backup_core::{BackupWriter, Evidence};
 use backup_testkit::{ScriptedSource, noise};
 use bytes::Bytes;
-use object_store::ObjectStore;
-use object_store::memory::InMemory;
 use proptest::prelude::*;
-use storage::{Repository, RepositoryOptions, Unlock};
 
-use super::support::{back_up, file, name, read_tree};
+use super::support::{back_up, file, name, open_in_memory, read_tree};
 
 const PAGE: usize = 4096;
 /// Per run: packs, the listing, the page map, the extents.
@@ -204,21 +200,8 @@ async fn follow(writer: &mut FileWriter, content: &[u8], steps: &[Step]) -> Resu
     Ok(())
 }
 
-async fn open() -> Repository {
-    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    let options = RepositoryOptions {
-        recipients: Vec::new(),
-        passphrase: None,
-        encryption: EncryptionConfig::None,
-        level: 1,
-        state: None,
-    };
-    Repository::create(Arc::clone(&store), "a test", &options).await.unwrap();
-    Repository::open(store, "a test", &options, &Unlock::default()).await.unwrap()
-}
-
 async fn live(first: Vec<usize>, history: Vec<Vec<Change>>) {
-    let repository = open().await;
+    let repository = open_in_memory().await;
     let mut models = vec![Model::default(); first.len()];
     let born =
         first.iter().map(|length| Change { edits: Vec::new(), length: *length, how: How::Read(100_000) }).collect();

@@ -17,6 +17,7 @@ use backup_testkit::{ScriptedSource, noise};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use storage::{Repository, RepositoryOptions, Unlock, keys};
 
 /// A repository's place, its keys and this machine's state folder.
@@ -60,6 +61,20 @@ impl Place {
     pub async fn open(&self, unlock: &Unlock) -> Result<Repository> {
         Repository::open(self.store(), "a test", &self.options, unlock).await
     }
+}
+
+/// A repository in memory that is not encrypted.
+pub async fn open_in_memory() -> Repository {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let options = RepositoryOptions {
+        recipients: Vec::new(),
+        passphrase: None,
+        encryption: EncryptionConfig::None,
+        level: 1,
+        state: None,
+    };
+    Repository::create(Arc::clone(&store), "a test", &options).await.unwrap();
+    Repository::open(store, "a test", &options, &Unlock::default()).await.unwrap()
 }
 
 pub fn name(text: &str) -> ArtifactName {

@@ -136,7 +136,8 @@ fn snapshots(plan: &str, work: &Path, rounds: usize) -> Result<String> {
             },
             Contender {
                 name: "script",
-                prepare: "rm -f dump.rdb copy.rdb.gz copy.rdb".to_owned(),
+                // The child that served the one before may not have ended yet.
+                prepare: format!("rm -f dump.rdb copy.rdb.gz copy.rdb; {wait}"),
                 script: format!(
                     "redis-cli -s redis.sock bgsave; sleep 0.1; {wait}; cp dump.rdb copy.rdb; gzip copy.rdb"
                 ),

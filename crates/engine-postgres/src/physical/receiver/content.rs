@@ -153,6 +153,12 @@ impl FileInHand {
         matches!(self.content.how, How::Wal { .. })
     }
 
+    /// Whether it is a label that says that a standby was saved.
+    pub(super) fn is_of_standby(&self) -> bool {
+        let line = |line: &[u8]| line == b"BACKUP FROM: standby";
+        matches!(&self.content.how, How::Label(label) if label.split(|byte| *byte == b'\n').any(line))
+    }
+
     pub(super) async fn take(&mut self, data: Bytes, damaged: &mut DamagedPages) -> Result<()> {
         self.bytes += data.len() as u64;
         // Segments of the log are not in the server's list; their records have checksums of their own.

@@ -9,11 +9,12 @@ use super::collection;
 use super::commands::Commands;
 use super::stream::{self, StreamBuffers};
 use super::target::Feature;
-use super::{ExportOptions, ExportSummary, RefusedKey};
+use super::{ExportOptions, ExportSummary, Functions, RefusedKey};
 use crate::rdb::blob::{self, Blob};
 use crate::rdb::input::Input;
 use crate::rdb::kind::Stored;
 use crate::rdb::skip;
+use crate::rdb::slots::slot_of;
 use crate::rdb::summary::{Flavour, skip_library};
 use crate::rdb::walk::{KeyHead, Library, Metadata, Visitor};
 
@@ -67,15 +68,23 @@ impl<'a> Exporter<'a> {
         Ok(ExportSummary { commands: self.commands.written(), ..self.summary })
     }
 
-    /// Whether everything was asked for, and not only some keys.
+    /// Whether what belongs to the whole server was asked for, and not only some keys.
     fn everything(&self) -> bool {
-        self.options.databases.is_none() && self.options.pattern.is_none()
+        match self.options.functions {
+            Functions::WithTheWhole => self.options.databases.is_none() && self.options.pattern.is_none(),
+            Functions::Only => true,
+            Functions::Never => false,
+        }
     }
 
     fn fate(&self, head: &KeyHead, name: &[u8], length: u64) -> Fate {
         let options = self.options;
         let other_database = options.databases.as_ref().is_some_and(|wanted| !wanted.contains(&head.database));
-        if other_database || options.pattern.as_ref().is_some_and(|pattern| !pattern.matches(name)) {
+        let other_slot = options.slots.as_ref().is_some_and(|slots| !slots.contains(slot_of(name)));
+        if options.functions == Functions::Only || other_database || other_slot {
+            return Fate::Leave;
+        }
+        if options.pattern.as_ref().is_some_and(|pattern| !pattern.matches(name)) {
             return Fate::Leave;
         }
         if head.expired(options.now_ms) {

@@ -59,6 +59,19 @@ impl Target {
         }
     }
 
+    /// Reads a name as an operator gives it: `redis-6.2`, `valkey-8.1`.
+    ///
+    /// # Errors
+    /// [`Usage`](ErrorKind::Usage) for anything else.
+    pub fn named(name: &str) -> Result<Self> {
+        match name.split_once('-') {
+            Some(("redis", version)) => Self::parse(Flavour::Redis, version),
+            Some(("valkey", version)) => Self::parse(Flavour::Valkey, version),
+            _ => Err(Error::new(ErrorKind::Usage, format!("`{name}` is not a server and its version"))
+                .hint("write it like redis-6.2 or valkey-8.1")),
+        }
+    }
+
     /// Whose server it is.
     pub const fn flavour(self) -> Flavour {
         self.flavour

@@ -4,10 +4,11 @@ use backup_core::engine::Moment;
 use backup_core::error::ErrorKind;
 use backup_core::log::{SegmentId, SegmentMeta};
 use backup_core::{SegmentName, Timeline};
-use backup_testkit::PrivateRedis;
+use backup_testkit::redis::{ClientCertificate, Listen, PrivateCluster};
+use backup_testkit::{Certificates, PrivateRedis};
 
-use super::support::{Archive, QUICK, info, offset, position};
-use crate::support::{engine, password, sample};
+use super::support::{Archive, QUICK, info, offset, position, until};
+use crate::support::{engine, engine_by_port, password, sample};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_goes_on_where_the_archive_ends() {
@@ -98,7 +99,7 @@ async fn a_server_that_lost_its_memory_begins_anew() {
     server.launch();
     server.pipe("SET anew 1\n");
     following.tells("cannot be recovered, and a new full snapshot is taken").await;
-    super::support::until(|| following.told().matches("took the snapshot").count() == 2, || following.told()).await;
+    until(|| following.told().matches("took the snapshot").count() == 2, || following.told()).await;
     server.pipe("SET anew 2\n");
     following.archived(&server).await;
     following.stop().await.unwrap();
@@ -179,6 +180,77 @@ async fn a_server_that_is_away_is_waited_for() {
     let following = Archive::default().follow(&engine);
     following.tells("no server answers").await;
     server.launch();
+    following.tells("took the snapshot").await;
+    following.stop().await.unwrap();
+}
+
+/// A server that sends its dump file goes on with the stream at once, in the same breath.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_saves_to_its_disk_first_is_followed_too() {
+    let server = sample(&[("repl-diskless-sync", "no"), ("save", "3600 1")]);
+    let load = server.benchmark_in_background(&["-t", "set,incr", "-r", "1000", "-n", "100000000", "-c", "1", "-q"]);
+    let archive = Archive::default();
+    let following = archive.follow(&engine(&server, QUICK));
+    following.tells("took the snapshot").await;
+    drop(load);
+    following.archived(&server).await;
+    following.stop().await.unwrap();
+    archive.assert_no_holes().await;
+    assert_eq!(archive.digest_at(Moment::Latest).await, server.digest());
+}
+
+/// A replica passes its master's stream on; when it takes over, the history goes on under another name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_followed_and_followed_on_when_it_takes_over() {
+    let master = PrivateRedis::listening(Listen::Plain, &[]);
+    let replica = PrivateRedis::listening(Listen::Plain, &[]);
+    master.pipe("SELECT 9\nSET early 1\n");
+    replica.call(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
+    until(|| info(&replica, "master_link_status").as_deref() == Some("up"), || replica.log()).await;
+    // The stream of a replica goes on in the database that its master had selected.
+    master.pipe("SELECT 9\nSET selected 1\n");
+    until(|| offset(&replica) >= offset(&master), || replica.log()).await;
+    let archive = Archive::default();
+    let following = archive.follow(&engine_by_port(&replica, "redis", QUICK));
+    following.tells("following").await;
+    master.pipe("SELECT 9\nSET later 1\nINCR n\n");
+    until(|| offset(&replica) >= offset(&master), || replica.log()).await;
+    let end = following.archived(&replica).await;
+    let digest = replica.digest();
+    replica.call(&["REPLICAOF", "NO", "ONE"]);
+    following.tells("under the replication id").await;
+    replica.pipe("SELECT 9\nSET own 1\n");
+    following.archived(&replica).await;
+    following.stop().await.unwrap();
+    archive.assert_no_holes().await;
+    assert_eq!(archive.candidates().await.len(), 1, "no new snapshot was needed");
+    assert_eq!(archive.digest_at(position(end)).await, digest);
+    assert_eq!(archive.digest_at(Moment::Latest).await, replica.digest());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_followed_over_tls() {
+    let authority = Certificates::new();
+    let identity = authority.server();
+    let server = PrivateRedis::listening(Listen::Tls(&authority, &identity, ClientCertificate::NotAsked), &[]);
+    let tls = format!("{QUICK}, tls: {{ ca: {} }}", authority.ca().display());
+    let archive = Archive::default();
+    let following = archive.follow(&engine_by_port(&server, "rediss", &tls));
+    following.tells("following").await;
+    server.call(&["SET", "a", "1"]);
+    following.archived(&server).await;
+    following.stop().await.unwrap();
+    assert_eq!(archive.digest_at(Moment::Latest).await, server.digest());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_followed_node_by_node() {
+    let cluster = PrivateCluster::start(3);
+    let node = &cluster.nodes()[0];
+    let following = Archive::default().follow(&engine_by_port(node, "redis", QUICK));
+    let error = following.task.await.unwrap().unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.remedy().unwrap().contains("cluster: node"), "{error:?}");
+    let following = Archive::default().follow(&engine_by_port(node, "redis", &format!("{QUICK}, cluster: node")));
     following.tells("took the snapshot").await;
     following.stop().await.unwrap();
 }

@@ -15,15 +15,17 @@ use backup_core::sink::{
 };
 use backup_core::{RunContext, SnapshotId, SourceName, Timeline};
 use backup_testkit::{Disturbance, DisturbedSink, MemorySink};
+use tokio::sync::Semaphore;
 
-use super::support::{Archive, QUICK, acknowledged, offset, until};
+use super::support::{Archive, QUICK, acknowledged, info, offset, until};
 use crate::support::{engine, sample};
 
-/// A sink whose logs take nothing while it is full.
+/// A sink whose logs take nothing while it is full, and which begins no snapshot while its gate is closed.
 #[derive(Debug, Clone)]
 struct Full {
     inner: Arc<dyn Sink>,
     full: Arc<AtomicBool>,
+    gate: Arc<Semaphore>,
 }
 
 #[async_trait]
@@ -33,6 +35,7 @@ impl Sink for Full {
     }
 
     async fn begin(&self, header: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>> {
+        let _passed = self.gate.acquire().await.unwrap();
         self.inner.begin(header).await
     }
 
@@ -110,7 +113,8 @@ impl LogStore for FullLog {
 
 fn archive() -> (Archive, Arc<AtomicBool>) {
     let full = Arc::new(AtomicBool::new(false));
-    let sink = Full { inner: Arc::new(MemorySink::default()), full: Arc::clone(&full) };
+    let gate = Arc::new(Semaphore::new(1));
+    let sink = Full { inner: Arc::new(MemorySink::default()), full: Arc::clone(&full), gate };
     (Archive { sink: Arc::new(sink) }, full)
 }
 
@@ -201,4 +205,28 @@ async fn a_snapshot_that_fails_is_taken_again() {
         assert!(end <= offset(&server));
         assert_eq!(archive.digest_at(Moment::Latest).await, server.digest());
     }
+}
+
+/// The server gets rid of its snapshot, and goes on to the stream, while the repository has not taken a byte of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_repository_does_not_hold_the_server_up() {
+    let server = sample(&[]);
+    server.fill(60_000, 1000);
+    let gate = Arc::new(Semaphore::new(0));
+    let sink = Full {
+        inner: Arc::new(MemorySink::default()),
+        full: Arc::new(AtomicBool::new(false)),
+        gate: Arc::clone(&gate),
+    };
+    let archive = Archive { sink: Arc::new(sink) };
+    let following = archive.follow(&engine(&server, QUICK));
+    let online = || info(&server, "slave0").is_some_and(|replica| replica.contains("state=online"));
+    until(online, || info(&server, "slave0").unwrap_or_default()).await;
+    server.pipe("SET during 1\n");
+    assert_eq!(acknowledged(&server), Some(0), "nothing is durable yet");
+    gate.add_permits(1);
+    following.tells("took the snapshot").await;
+    following.archived(&server).await;
+    following.stop().await.unwrap();
+    assert_eq!(archive.digest_at(Moment::Latest).await, server.digest());
 }
