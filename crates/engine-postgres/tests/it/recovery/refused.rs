@@ -37,11 +37,11 @@ async fn what_is_missing_or_damaged_in_the_log_is_named() {
     let home = open_folder();
     let target = |name: &str| home.path().join(name);
 
-    let gap = db.archive_with(|name, content| (name != segment).then_some(content)).await;
-    let latest = into(&target("gap"), Moment::Latest);
-    refused(&target("gap"), db.recover_with(&gap, &latest).await, ErrorKind::Incomplete, &segment);
-    // Before the gap nothing is missing.
-    db.recover_with(&gap, &into(&target("before"), before.clone())).await.unwrap();
+    let lacking = db.archive_with(|name, content| (name != segment).then_some(content)).await;
+    let latest = into(&target("hole"), Moment::Latest);
+    refused(&target("hole"), db.recover_with(&lacking, &latest).await, ErrorKind::Incomplete, &segment);
+    // Before the hole nothing is missing.
+    db.recover_with(&lacking, &into(&target("before"), before.clone())).await.unwrap();
 
     // In the midst of the records, before it came to the archive, which therefore has its checksum.
     let flip = |name: &str, mut content: Vec<u8>| {
