@@ -121,7 +121,7 @@ fn snapshots(plan: &str, work: &Path, rounds: usize) -> Result<String> {
         title: "Redis: first snapshot",
         folder: work,
         rounds,
-        references: &["redis-cli | zstd -1", "script"],
+        references: &["redis-cli, zstd -1", "script"],
         server: None,
         contenders: vec![
             Contender {
@@ -130,7 +130,7 @@ fn snapshots(plan: &str, work: &Path, rounds: usize) -> Result<String> {
                 script: format!("{plan} backup --quiet"),
             },
             Contender {
-                name: "redis-cli | zstd -1",
+                name: "redis-cli, zstd -1",
                 prepare: "rm -f out.zst".to_owned(),
                 script: "redis-cli -s redis.sock --rdb - | zstd -1 -q -o out.zst".to_owned(),
             },
