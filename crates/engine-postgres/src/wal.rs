@@ -23,5 +23,5 @@ pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
 pub(crate) use records::{Record, Walker};
-pub use server_view::{ArchiverView, ServerView, SlotView};
+pub use server_view::{ArchiverView, Complaint, ServerView, SlotView, Weight};
 pub(crate) use walk::{Observer, last_mark, walk};

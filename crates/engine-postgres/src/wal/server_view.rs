@@ -51,6 +51,31 @@ pub struct ArchiverView {
     pub failing: Option<String>,
 }
 
+/// How bad something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weight {
+    /// Nothing is lost yet.
+    Warning,
+    /// The archive lacks something, or will never have it.
+    Loss,
+}
+
+/// What does not agree with the archive, or will break it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Complaint {
+    /// How bad it is.
+    pub weight: Weight,
+    /// A sentence.
+    pub told: String,
+    /// What to do.
+    pub hint: &'static str,
+}
+
+fn complaint(weight: Weight, told: String, hint: &'static str) -> Complaint {
+    Complaint { weight, told, hint }
+}
+
 impl ServerView {
     /// Asks the server of the plan.
     ///
@@ -84,9 +109,9 @@ impl ServerView {
         Some(self.flushed?.0.saturating_sub(end.0))
     }
 
-    /// What does not agree with the archive, or will break it, as sentences; with what to do.
+    /// What does not agree with the archive, or will break it.
     #[must_use]
-    pub fn complaints(&self, chain: Option<&Chain>) -> Vec<(String, &'static str)> {
+    pub fn complaints(&self, chain: Option<&Chain>) -> Vec<Complaint> {
         let slot = self.slot.as_ref().and_then(|slot| slot.complaint(chain));
         let archiver = self.archiver.iter().flat_map(|archiver| archiver.complaints(chain));
         slot.into_iter().chain(archiver).collect()
@@ -107,32 +132,29 @@ impl SlotView {
         Ok(Self { name, exists, active, restart: next().and_then(|text| text.parse().ok()), wal_status: next() })
     }
 
-    fn complaint(&self, chain: Option<&Chain>) -> Option<(String, &'static str)> {
+    fn complaint(&self, chain: Option<&Chain>) -> Option<Complaint> {
         let name = &self.name;
         if !self.exists {
             let told = format!("the server has no replication slot `{name}`: it keeps nothing for the archive");
-            return Some((told, "run `stackward wal receive`, which makes it"));
+            return Some(complaint(Weight::Loss, told, "run `stackward wal receive`, which makes it"));
         }
         if self.wal_status.as_deref() == Some("lost") {
             let told = format!("the replication slot `{name}` has lost log that was not archived");
-            return Some((
-                told,
-                "raise `max_slot_wal_keep_size`; drop the slot; `stackward wal receive` makes it anew",
-            ));
+            let hint = "raise `max_slot_wal_keep_size`; drop the slot; `stackward wal receive` makes it anew";
+            return Some(complaint(Weight::Loss, told, hint));
         }
         let end = chain.and_then(|chain| chain.timelines().into_iter().filter_map(|each| chain.end(each)).max());
-        match (self.restart, end) {
-            (Some(restart), Some(end)) if restart > end => {
-                let told = format!(
-                    "the replication slot `{name}` keeps the log from {restart} on, and the archive ends at {end}"
-                );
-                return Some((told, "somebody else reads this slot; name another in the plan, and take a new backup"));
-            }
-            _ => {}
+        if let (Some(restart), Some(end)) = (self.restart, end)
+            && restart > end
+        {
+            let told =
+                format!("the replication slot `{name}` keeps the log from {restart} on, and the archive ends at {end}");
+            let hint = "somebody else reads this slot; name another in the plan, and take a new backup";
+            return Some(complaint(Weight::Loss, told, hint));
         }
         (!self.active).then(|| {
             let told = format!("nobody reads the replication slot `{name}`: the server's disk fills with log");
-            (told, "run `stackward wal receive`")
+            complaint(Weight::Warning, told, "run `stackward wal receive`")
         })
     }
 }
@@ -148,24 +170,24 @@ impl ArchiverView {
         Ok(Self { mode: next().unwrap_or_default(), last_archived: next(), failing: next() })
     }
 
-    fn complaints(&self, chain: Option<&Chain>) -> Vec<(String, &'static str)> {
+    fn complaints(&self, chain: Option<&Chain>) -> Vec<Complaint> {
         let mut told = Vec::new();
         if self.mode == "off" {
-            told.push((
-                "the server does not archive its log: `archive_mode` is off".to_owned(),
-                "set `archive_mode = on` and restart the server",
-            ));
+            let sentence = "the server does not archive its log: `archive_mode` is off".to_owned();
+            told.push(complaint(Weight::Loss, sentence, "set `archive_mode = on` and restart the server"));
         }
         if let Some(failing) = &self.failing {
             let sentence = format!("the server cannot archive {failing}");
-            told.push((sentence, "its log says why; the disk fills with log meanwhile"));
+            let hint = "its log says why; the disk fills with log meanwhile";
+            told.push(complaint(Weight::Warning, sentence, hint));
         }
         if let Some(last) = &self.last_archived
             && let Ok(WalFile::Segment(segment)) = last.parse()
             && !chain.is_some_and(|chain| chain.has(segment))
         {
             let sentence = format!("the server believes that {last} is archived, and the archive does not have it");
-            told.push((sentence, "is `archive_command` another one's? does it push under this source's name?"));
+            let hint = "is `archive_command` another one's? does it push under this source's name?";
+            told.push(complaint(Weight::Loss, sentence, hint));
         }
         told
     }
@@ -188,7 +210,7 @@ mod tests {
         };
         let said = |slot: SlotView| {
             let view = ServerView { slot: Some(slot), ..ServerView::default() };
-            view.complaints(Some(&archive)).into_iter().map(|(told, _)| told).collect::<String>()
+            view.complaints(Some(&archive)).into_iter().map(|each| each.told).collect::<String>()
         };
         assert_eq!(said(slot(true, true, 5 * MIB, "reserved")), "");
         assert!(said(slot(false, false, 0, "")).contains("no replication slot"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backup_core::engine::EngineSetup;
 use backup_core::host::LocalHost;
 use backup_core::{Result, SegmentLog, SourceName, Timeline};
-use engine_postgres::wal::{Chain, ServerView, Span};
+use engine_postgres::wal::{Chain, Complaint, ServerView, Span, Weight};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -38,12 +38,13 @@ pub(super) async fn run(session: &Session<'_>, source: Option<&SourceName>) -> R
             _ => None,
         };
         show_server(session, part.name(), lag, behind, &complaints);
-        if spans.iter().any(|span| !span.holes.is_empty()) || !complaints.is_empty() {
+        let lost = complaints.iter().any(|complaint| complaint.weight == Weight::Loss);
+        if lost || spans.iter().any(|span| !span.holes.is_empty()) {
             exit = Exit::Damage;
         }
         told.push(json!({
             "name": part.name(), "timelines": spans, "server": server, "lag_bytes": lag, "lag_seconds": behind,
-            "complaints": complaints.iter().map(|(told, _)| told).collect::<Vec<_>>(),
+            "complaints": complaints,
         }));
     }
     session.output.result("wal status", exit, &json!({ "sources": told }));
@@ -83,7 +84,7 @@ fn show_server(
     source: &SourceName,
     lag: Option<u64>,
     behind: Option<f64>,
-    complaints: &[(String, &str)],
+    complaints: &[Complaint],
 ) {
     let out = &session.output;
     match (lag, behind) {
@@ -100,8 +101,11 @@ fn show_server(
         }
         (None, _) => {}
     }
-    for (told, hint) in complaints {
-        out.complain(&format!("{source}: {told}"), Some(hint));
+    for Complaint { weight, told, hint } in complaints {
+        match weight {
+            Weight::Loss => out.complain(&format!("{source}: {told}"), Some(hint)),
+            Weight::Warning => out.warn(format!("{source}: {told}; {hint}")),
+        }
     }
 }
 
