@@ -134,7 +134,7 @@ impl Bench<'_> {
     }
 
     fn pgbackrest(words: &str) -> String {
-        format!("{AS_SERVER} pgbackrest --config=pgbackrest.conf --stanza=main {words}")
+        format!("{AS_SERVER} pgbackrest --config=$PWD/pgbackrest.conf --stanza=main {words}")
     }
 
     fn contest(&self, title: &str, references: &[&'static str], contenders: Vec<Contender>) -> Result<String> {
@@ -232,7 +232,7 @@ impl Bench<'_> {
                 name: "pgbackrest",
                 prepare: theirs,
                 script: each(&format!(
-                    "{AS_SERVER} pgbackrest --config=../pgbackrest.conf --stanza=main archive-push pg_wal/$s"
+                    "{AS_SERVER} pgbackrest --config=$(dirname $PWD)/pgbackrest.conf --stanza=main archive-push pg_wal/$s"
                 )),
             },
         ];
