@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::engine::Follower;
 use backup_core::event::{Event, Observer, SharedObserver};
+use backup_core::log::LogStore;
 use backup_core::run::RunOptions;
 use backup_core::sink::Sink;
 use backup_core::snapshots::SourceSnapshots;
@@ -25,10 +26,7 @@ pub(crate) async fn run(session: &Session<'_>, args: &FollowArgs, engine: Option
     let stack = Stack::load(session)?;
     let parts = chosen(&stack, args, engine)?;
     let sink = stack.open(session, Access::Write).await?;
-    let Some(logs) = sink.logs() else {
-        return Err(Error::new(ErrorKind::Unsupported, format!("{} keeps no continuous logs", sink.describe()))
-            .hint("let the plan name a `repository` instead of a `directory`"));
-    };
+    let logs = logs_of(sink.as_ref())?;
     let observer = observer(session);
     let mut following = JoinSet::new();
     for (part, follower) in parts {
@@ -57,6 +55,17 @@ pub(crate) async fn run(session: &Session<'_>, args: &FollowArgs, engine: Option
         ended.push((name, result));
     }
     Ok(tell(session, &ended))
+}
+
+/// Where `sink` keeps logs.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when it keeps none.
+pub(crate) fn logs_of(sink: &dyn Sink) -> Result<Arc<dyn LogStore>> {
+    sink.logs().ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, format!("{} keeps no continuous logs", sink.describe()))
+            .hint("let the plan name a `repository` instead of a `directory`")
+    })
 }
 
 fn chosen<'a>(stack: &'a Stack, args: &FollowArgs, engine: Option<&str>) -> Result<Vec<(&'a Part, Arc<dyn Follower>)>> {

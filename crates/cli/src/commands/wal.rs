@@ -4,10 +4,6 @@ mod fetch;
 mod push;
 mod status;
 
-use std::sync::Arc;
-
-use backup_core::log::LogStore;
-use backup_core::sink::Sink;
 use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
 
 use super::follow;
@@ -65,12 +61,5 @@ fn servers(stack: &Stack) -> Vec<&Part> {
 /// The log of `source`.
 async fn log(session: &Session<'_>, stack: &Stack, source: &SourceName, access: Access) -> Result<SegmentLog> {
     let sink = stack.open(session, access).await?;
-    Ok(SegmentLog::new(logs_of(sink.as_ref())?, source.clone()))
-}
-
-fn logs_of(sink: &dyn Sink) -> Result<Arc<dyn LogStore>> {
-    sink.logs().ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("{} keeps no logs", sink.describe()))
-            .hint("continuous backup needs a repository: `repository:` instead of `directory:` in the plan")
-    })
+    Ok(SegmentLog::new(follow::logs_of(sink.as_ref())?, source.clone()))
 }

@@ -10,7 +10,7 @@ pub const PAGE_HEADER_BYTES: usize = 40;
 /// `XLP_LONG_HEADER`: the first page of a segment has one.
 const LONG: u16 = 2;
 /// The upper byte of `XLOG_PAGE_MAGIC`, since version 9.3; the lower one changes with versions.
-const MAGIC_HIGH: u16 = 0xD1;
+pub(super) const MAGIC_HIGH: u16 = 0xD1;
 
 /// What the first page of a segment says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use begin::Begin;
 use depot::Depot;
 use stage::Stage;
 
-/// The waits between attempts to reach a server that is away: this, doubled each time, up to the second.
+/// The waits between attempts to reach a server, or a sink, that is away: this, doubled each time, up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// A sign of life goes to the server this often: well below its `wal_sender_timeout`, by default a minute.
 const STATUS: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ impl Receiver {
         if let Some(why) = &begin.gap {
             self.tell_gap(cx, snapshots, why).await?;
         }
-        let mut session = Session { receiver: self, cx, log, snapshots, identity, size, reached };
+        let mut session = Session { receiver: self, cx, log, snapshots, identity, size, chain, reached };
         session.run(connection, begin.segment).await
     }
 
@@ -193,6 +193,8 @@ struct Session<'a> {
     snapshots: &'a dyn Snapshots,
     identity: SystemIdentity,
     size: SegmentSize,
+    /// What the archive held when the session began.
+    chain: Option<Chain>,
     /// Bytes that were received.
     reached: &'a mut u64,
 }
@@ -262,7 +264,7 @@ impl Session<'_> {
     }
 
     async fn stream(&mut self, mut stream: WalStream, begin: WalSegment) -> Result<Ended> {
-        let archived = Chain::read(self.log).await?.map_or(0, |chain| chain.pieces_of(begin));
+        let archived = self.chain.as_ref().map_or(0, |chain| chain.pieces_of(begin));
         let mut stage = Stage::new(self.cx.scratch(), begin, self.size, archived)?;
         let mut depot = Depot::new(self.cx.clone(), self.log.clone(), self.identity.system_identifier);
         let mut durable = begin.start(self.size);

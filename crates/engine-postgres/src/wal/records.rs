@@ -9,10 +9,10 @@ use crc_fast::{CrcAlgorithm, Digest};
 
 use super::ends::{End, KEEP, end_of};
 use super::names::SegmentSize;
+use super::page::{MAGIC_HIGH, PAGE_HEADER_BYTES as LONG_HEADER};
 
-/// The header of a page within a segment, and of the first page of one.
+/// The header of a page within a segment; the first page of one has the long header.
 const SHORT_HEADER: usize = 24;
-const LONG_HEADER: usize = 40;
 /// `XLogRecord`.
 const RECORD_HEADER: usize = 24;
 /// The header up to its own checksum.
@@ -20,8 +20,6 @@ const CHECKED_HEADER: usize = 20;
 /// `XLP_FIRST_IS_CONTRECORD`, `XLP_FIRST_IS_OVERWRITE_CONTRECORD`.
 const CONTINUES: u16 = 1;
 const OVERWRITES: u16 = 8;
-/// The upper byte of every `XLOG_PAGE_MAGIC`.
-const MAGIC_HIGH: u16 = 0xD1;
 /// A record has less than a gigabyte.
 const MAX_RECORD: u32 = 1 << 30;
 /// Where records begin, and what their ends are rounded up to.

@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::io::Read;
-use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::log::{Mark, SegmentId, SegmentMeta, Span};
@@ -13,6 +12,7 @@ use backup_core::{RunContext, SegmentLog};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
+use super::RETRY;
 use super::stage::Range;
 use crate::wal::names::{SegmentSize, WalFile, WalSegment};
 use crate::wal::page::{PAGE_HEADER_BYTES, PageHeader};
@@ -20,8 +20,6 @@ use crate::wal::push::segment_meta;
 
 /// So many segments are compressed and stored at the same time; then receiving waits.
 const MOST: usize = 2;
-/// A sink that fails is tried again after this, then after twice as long, …, up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// What is archived: a whole segment, or a piece of one.
 pub(super) struct Parcel {
