@@ -223,6 +223,25 @@ mod tests {
         }
     }
 
+    /// No system has such names; a field of a header would end at the zero byte, so that two readings differed.
+    #[test]
+    fn names_with_a_zero_byte_are_refused() {
+        let long = format!("x\0{}", "y".repeat(200));
+        let target = EntryKind::Symlink { target: long.clone().into_bytes() };
+        let entries = [
+            TreeEntry { user: Some(long.clone()), ..file("a", 0) },
+            TreeEntry { group: Some(long), ..file("a", 0) },
+            TreeEntry { kind: target, ..file("a", 0) },
+            TreeEntry { xattrs: vec![(b"user.\0".to_vec(), Vec::new())], ..file("a", 0) },
+        ];
+        for entry in entries {
+            let mut archive = Vec::new();
+            put_entry(&mut archive, &entry, None).unwrap();
+            put_end(&mut archive).unwrap();
+            assert_eq!(read_all(&archive).unwrap_err().kind(), ErrorKind::Damaged, "{entry:?}");
+        }
+    }
+
     /// A map of a few bytes an entry must not be able to fill the disk with zeros.
     #[test]
     fn a_map_with_too_many_holes_is_refused() {

@@ -248,6 +248,10 @@ impl<R: Read> TarReader<R> {
             (false, _, None) => field(&ustar.name).to_vec(),
         };
         let link = extended.link.unwrap_or_else(|| field(&ustar.linkname).to_vec());
+        // The system has no such names; the fields of a header end at a zero byte, the records do not.
+        if link.contains(&0) || extended.xattrs.iter().any(|(name, _)| name.contains(&0)) {
+            return Err(damaged("a link's target or the name of an attribute holds a zero byte"));
+        }
         let kind = kind(header, link, sparse.unwrap_or(stored))?;
         if !matches!(kind, EntryKind::File { .. }) && (stored > 0 || sparse.is_some()) {
             return Err(damaged("something that is no file has content"));
@@ -353,6 +357,9 @@ fn id(extended: Option<u64>, header: io::Result<u64>) -> Result<u32> {
 fn name_of(extended: Option<Vec<u8>>, header: &[u8]) -> Result<Option<String>> {
     let name = extended.unwrap_or_else(|| field(header).to_vec());
     let name = String::from_utf8(name).map_err(|_| damaged("an owner's name is not UTF-8"))?;
+    if name.contains('\0') {
+        return Err(damaged("an owner's name holds a zero byte"));
+    }
     Ok((!name.is_empty()).then_some(name))
 }
 
