@@ -25,6 +25,7 @@ mod server_manifest;
 mod staging;
 mod standing;
 mod stream;
+mod suspects;
 mod tar;
 mod verify;
 

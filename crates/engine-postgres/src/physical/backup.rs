@@ -21,9 +21,10 @@ use super::details::{DamagedPage, PhysicalDetails, PhysicalTablespace};
 use super::facts::ServerFacts;
 use super::increment::{self, Chosen};
 use super::ledger::LedgerCheck;
-use super::receiver::{MAX_DAMAGED, Receiver, Shape};
+use super::receiver::{Receiver, Shape};
 use super::server_manifest::{Line, ManifestReader, ManifestWriter, WalRange};
 use super::stream::{BackupKind, BaseBackup, End, Event, Wanted};
+use super::suspects::{DamagedPages, MAX_DAMAGED};
 use crate::config_files::{self, ConfigFile};
 use crate::wal::WalSegment;
 use crate::wire::{Connection, Purpose, SlotKind};
@@ -93,8 +94,8 @@ impl Physical {
             settings: facts.settings,
             data_directory,
             config_files: saved,
-            damaged_pages: received.damaged,
-            damaged_total: received.damaged_total,
+            damaged_pages: received.damaged.list,
+            damaged_total: received.damaged.total,
             increment_of,
         };
         Ok(SourceSummary {
@@ -179,8 +180,7 @@ struct ReceivedBackup {
     end: End,
     standby: bool,
     tablespaces: Vec<PhysicalTablespace>,
-    damaged: Vec<DamagedPage>,
-    damaged_total: u64,
+    damaged: DamagedPages,
 }
 
 impl ReceivedBackup {
@@ -188,9 +188,9 @@ impl ReceivedBackup {
     /// told, too, until the next full backup: better than to keep silent about the others.
     fn inherit(&mut self, damaged: Vec<DamagedPage>) {
         for page in damaged {
-            if self.damaged.len() < MAX_DAMAGED && !self.damaged.contains(&page) {
-                self.damaged.push(page);
-                self.damaged_total += 1;
+            if self.damaged.list.len() < MAX_DAMAGED && !self.damaged.list.contains(&page) {
+                self.damaged.list.push(page);
+                self.damaged.total += 1;
             }
         }
     }
@@ -214,7 +214,7 @@ async fn receive(
         }
     }
     receiver.end_archive()?;
-    let Receiver { mut tree, ledger, damaged, wal, entries, standby, .. } = receiver;
+    let Receiver { mut tree, ledger, mut suspects, wal, entries, standby, .. } = receiver;
     let mut list = List::begin(&mut tree, out, ledger.into_check()?).await?;
     let end = loop {
         match cx.unless_cancelled(backup.next()).await? {
@@ -226,13 +226,17 @@ async fn receive(
     let (start, timeline) = (backup.start, backup.timeline);
     let ranges = list.finish().await?;
     check_log(&wal, timeline, start, end.lsn, facts.shape, &ranges)?;
-    let (damaged, damaged_total) = judge_damage(cx, &end, damaged.list, damaged.total);
+    for notice in end.notices.iter().filter(|notice| notice.severity == "WARNING") {
+        cx.warn(format!("the server remarks: {}", notice.message));
+    }
+    let damaged = suspects.settle(end.lsn);
+    tell_damage(cx, &damaged.list);
     // One more: the server's list.
     tree.seal(Evidence::Listing { entries: entries + 1 }).await?;
     let spaces = backup.tablespaces.iter().filter_map(|space| Some((space.oid?, space.location.clone())));
     let tablespaces = spaces.map(|(oid, location)| PhysicalTablespace { oid, location }).collect();
     backup.close().await;
-    Ok(ReceivedBackup { start, timeline, end, standby, tablespaces, damaged, damaged_total })
+    Ok(ReceivedBackup { start, timeline, end, standby, tablespaces, damaged })
 }
 
 fn incomplete(what: &str) -> Error {
@@ -350,27 +354,9 @@ fn check_log(
 }
 
 /// Decides which pages are damaged: the server reads a page again before it calls it so, we could not.
-fn judge_damage(cx: &RunContext, end: &End, ours: Vec<DamagedPage>, total: u64) -> (Vec<DamagedPage>, u64) {
-    let about = |page: &DamagedPage| end.notices.iter().any(|notice| notice.message.contains(&page.path));
-    for notice in end.notices.iter().filter(|notice| notice.severity == "WARNING") {
-        if !end.damaged {
-            cx.warn(format!("the server remarks: {}", notice.message));
-        }
-    }
-    if !end.damaged {
-        return (Vec::new(), 0);
-    }
-    let found = ours.len();
-    let confirmed: Vec<DamagedPage> = ours.into_iter().filter(about).collect();
-    let total = if confirmed.len() == found { total } else { confirmed.len() as u64 };
-    if confirmed.is_empty() {
-        for notice in &end.notices {
-            cx.warn(format!("the server found damage in its own files: {}", notice.message));
-        }
-        return (confirmed, end.notices.len() as u64);
-    }
+fn tell_damage(cx: &RunContext, damaged: &[DamagedPage]) {
     let mut files: Vec<(&str, Vec<u32>)> = Vec::new();
-    for page in &confirmed {
+    for page in damaged {
         match files.last_mut() {
             Some((path, blocks)) if *path == page.path => blocks.push(page.block),
             _ => files.push((&page.path, vec![page.block])),
@@ -386,7 +372,6 @@ fn judge_damage(cx: &RunContext, end: &End, ours: Vec<DamagedPage>, total: u64) 
             shown.join(", ")
         ));
     }
-    (confirmed, total)
 }
 
 #[cfg(test)]

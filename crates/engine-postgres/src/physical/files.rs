@@ -2,9 +2,13 @@
 
 use backup_core::sink::ChunkHint;
 
+use crate::wal::Fork;
+
 /// A file of a relation: `base/5/16384`, `base/5/16384_vm.1`, `pg_tblspc/16390/PG_15_202209061/5/16391`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RelationFile {
+    /// As the log names it.
+    pub(crate) fork: Fork,
     /// The segment's number: a relation goes on in `.1`, `.2`, ….
     pub(crate) segment: u32,
 }
@@ -12,32 +16,40 @@ pub(crate) struct RelationFile {
 /// What the server prefixes the names of incremental files with.
 pub(crate) const INCREMENTAL: &str = "INCREMENTAL.";
 
+/// `DEFAULTTABLESPACE_OID` and `GLOBALTABLESPACE_OID` of `catalog/pg_tablespace.dat`.
+const DEFAULT_SPACE: u32 = 1663;
+const GLOBAL_SPACE: u32 = 1664;
+/// The forks of a relation behind the main one, in the order of `ForkNumber` (`common/relpath.h`).
+const FORKS: [&str; 3] = ["fsm", "vm", "init"];
+
 impl RelationFile {
     /// Recognises a relation's file.
     pub(crate) fn of(path: &str) -> Option<Self> {
         let mut parts = path.split('/');
-        let name = match (parts.next()?, parts.next()?, parts.next(), parts.next(), parts.next(), parts.next()) {
-            ("global", name, None, ..) => name,
-            ("base", database, Some(name), None, ..) if digits(database) => name,
-            ("pg_tblspc", space, Some(_version), Some(database), Some(name), None)
-                if digits(space) && digits(database) =>
-            {
-                name
-            }
-            _ => return None,
-        };
+        let (space, database, name) =
+            match (parts.next()?, parts.next()?, parts.next(), parts.next(), parts.next(), parts.next()) {
+                ("global", name, None, ..) => (GLOBAL_SPACE, 0, name),
+                ("base", database, Some(name), None, ..) => (DEFAULT_SPACE, oid(database)?, name),
+                ("pg_tblspc", space, Some(_version), Some(database), Some(name), None) => {
+                    (oid(space)?, oid(database)?, name)
+                }
+                _ => return None,
+            };
         let (stem, segment) = match name.split_once('.') {
             Some((stem, segment)) if digits(segment) => (stem, segment.parse().ok()?),
             Some(_) => return None,
             None => (name, 0),
         };
-        let number = match stem.split_once('_') {
-            Some((number, "fsm" | "vm" | "init")) => number,
-            Some(_) => return None,
-            None => stem,
+        let (relation, number) = match stem.split_once('_') {
+            Some((relation, fork)) => (relation, FORKS.iter().position(|name| *name == fork)? as u8 + 1),
+            None => (stem, 0),
         };
-        digits(number).then_some(Self { segment })
+        Some(Self { fork: Fork { space, database, relation: oid(relation)?, number }, segment })
     }
+}
+
+fn oid(text: &str) -> Option<u32> {
+    if digits(text) { text.parse().ok() } else { None }
 }
 
 fn digits(text: &str) -> bool {
@@ -88,6 +100,12 @@ mod tests {
         ] {
             assert_eq!(RelationFile::of(path).map(|file| file.segment), segment, "{path}");
         }
+        let fork = |path: &str| RelationFile::of(path).map(|RelationFile { fork, .. }| fork);
+        let named = |space, database, relation, number| Some(Fork { space, database, relation, number });
+        assert_eq!(fork("base/5/16384.12"), named(1663, 5, 16384, 0));
+        assert_eq!(fork("base/5/16384_vm.1"), named(1663, 5, 16384, 2));
+        assert_eq!(fork("global/1262_fsm"), named(1664, 0, 1262, 1));
+        assert_eq!(fork("pg_tblspc/16390/PG_15_202209061/5/16391_init"), named(16390, 5, 16391, 3));
         assert_eq!(without_incremental("base/5/INCREMENTAL.16384.1").as_deref(), Some("base/5/16384.1"));
         assert_eq!(without_incremental("base/5/16384"), None);
         assert_eq!(without_incremental("base/INCREMENTAL.5/16384"), None);

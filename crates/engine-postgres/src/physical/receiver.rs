@@ -11,20 +11,18 @@ use backup_core::tree::{EntryKind, FileTime, TreeEntry, TreePath};
 use backup_core::writer::TreeWriter;
 use bytes::Bytes;
 
-use super::details::DamagedPage;
 use super::files::{RelationFile, hint, without_incremental};
 use super::ledger::{Ledger, Received};
 use super::stream::BackupKind;
+use super::suspects::{LookedAt, PageCheck, Suspects};
 use super::tar::{TarEntry, TarEvent, TarKind, TarReader};
 use crate::wal::{SegmentSize, WalFile, WalSegment};
-use content::{Content, FileInHand, PageCheck};
+use content::{Content, FileInHand};
 
 pub(crate) use content::crc32c;
 
 /// The mode of a tablespace's folder.
 const TABLESPACE_MODE: u32 = 0o700;
-/// Damaged pages are counted beyond this, not listed.
-pub(crate) const MAX_DAMAGED: usize = 1000;
 
 /// What must be known of a server to understand its files.
 #[derive(Debug, Clone, Copy)]
@@ -37,22 +35,6 @@ pub(crate) struct Shape {
     pub(crate) system_identifier: u64,
 }
 
-/// Pages that do not have their own checksum.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct DamagedPages {
-    pub(crate) list: Vec<DamagedPage>,
-    pub(crate) total: u64,
-}
-
-impl DamagedPages {
-    fn add(&mut self, path: &str, block: u32) {
-        self.total += 1;
-        if self.list.len() < MAX_DAMAGED {
-            self.list.push(DamagedPage { path: path.to_owned(), block });
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Receiver {
@@ -60,8 +42,6 @@ pub(crate) struct Receiver {
     pub(crate) tree: TreeWriter,
     shape: Shape,
     kind: BackupKind,
-    /// Pages that were written later are whole in the log.
-    start: Lsn,
     tar: TarReader,
     /// What the paths of the present archive begin with.
     prefix: String,
@@ -69,7 +49,7 @@ pub(crate) struct Receiver {
     root: Option<u32>,
     in_hand: Option<FileInHand>,
     pub(crate) ledger: Ledger,
-    pub(crate) damaged: DamagedPages,
+    pub(crate) suspects: Suspects,
     /// Whether the server is a standby.
     pub(crate) standby: bool,
     /// The segments of the log that came along.
@@ -84,13 +64,12 @@ impl Receiver {
             tree,
             shape,
             kind,
-            start,
             tar: TarReader::default(),
             prefix: String::new(),
             root: None,
             in_hand: None,
             ledger: Ledger::new(cx.scratch())?,
-            damaged: DamagedPages::default(),
+            suspects: Suspects::new(start, shape.wal_segment, shape.system_identifier),
             standby: false,
             wal: Vec::new(),
             entries: 0,
@@ -119,7 +98,7 @@ impl Receiver {
                 TarEvent::Entry(entry) => self.entry(entry).await?,
                 TarEvent::Data(data) => {
                     let file = self.in_hand.as_mut().ok_or_else(misplaced)?;
-                    file.take(data, &mut self.damaged).await?;
+                    file.take(data, &mut self.suspects).await?;
                 }
                 TarEvent::FileEnd => self.end_file().await?,
             }
@@ -155,8 +134,7 @@ impl Receiver {
         let path = TreePath::new(plain.clone().map_or_else(|| sent_path.clone(), String::into_bytes))?;
         let relation = RelationFile::of(&stored_text);
         let pages = relation.filter(|_| self.shape.checksums).map(|file| {
-            let first = file.segment.saturating_mul(self.shape.segment_blocks);
-            PageCheck::new(stored_text.clone(), self.shape.page_bytes, first, self.start)
+            PageCheck::new(LookedAt::new(&stored_text, file, self.shape.segment_blocks), self.shape.page_bytes)
         });
         let earlier = match plain {
             Some(_) => Some(self.tree.earlier_length(&path).await?.ok_or_else(|| not_there_earlier(&path))?),
@@ -169,6 +147,7 @@ impl Receiver {
             None => match wal_segment(&text) {
                 Some(segment) => {
                     self.wal.push(segment);
+                    self.suspects.segment(segment);
                     Content::wal(writer, segment, self.shape)
                 }
                 None => Content::plain(writer),
@@ -182,7 +161,7 @@ impl Receiver {
         let file = self.in_hand.take().ok_or_else(misplaced)?;
         let is_wal = file.is_wal();
         self.standby |= file.is_of_standby();
-        let received: Received = file.finish(&mut self.damaged).await?;
+        let received: Received = file.finish(&mut self.suspects).await?;
         self.entries += 1;
         // The server's list has no segments of the log.
         if is_wal { Ok(()) } else { self.ledger.note(&received) }

@@ -9,10 +9,8 @@ use backup_core::position::Lsn;
 use bytes::{Buf, Bytes};
 
 use crate::sql::literal;
-use crate::wire::{Answer, Connection, ServerError, server_error};
+use crate::wire::{Answer, Connection, ServerError};
 
-/// The SQLSTATE of a backup that is complete and has damaged pages in it (`ERRCODE_DATA_CORRUPTED`).
-const DATA_CORRUPTED: &str = "XX001";
 /// Versions of this kind and newer send everything in one COPY.
 const ONE_COPY: u32 = 15;
 
@@ -33,20 +31,21 @@ pub(crate) enum BackupKind {
 }
 
 impl Wanted<'_> {
-    /// The command. The log that the backup needs is part of it, and the server does not wait until it is archived.
+    /// The command. The log that the backup needs is part of it, and the server does not wait until it is archived. It does
+    /// not look at its pages either: we do, see `suspects`.
     pub(crate) fn command(&self) -> String {
         let label = literal(self.label);
         let label = label.trim_start();
         if self.major < ONE_COPY {
             return format!(
-                "BASE_BACKUP LABEL {label} PROGRESS FAST WAL NOWAIT TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS \
-                 'CRC32C'"
+                "BASE_BACKUP LABEL {label} PROGRESS FAST WAL NOWAIT TABLESPACE_MAP NOVERIFY_CHECKSUMS MANIFEST 'yes' \
+                 MANIFEST_CHECKSUMS 'CRC32C'"
             );
         }
         let incremental = if self.kind == BackupKind::Incremental { ", INCREMENTAL" } else { "" };
         format!(
-            "BASE_BACKUP (LABEL {label}, PROGRESS, CHECKPOINT 'fast', WAL, WAIT false, TABLESPACE_MAP, MANIFEST 'yes', \
-             MANIFEST_CHECKSUMS 'CRC32C'{incremental})"
+            "BASE_BACKUP (LABEL {label}, PROGRESS, CHECKPOINT 'fast', WAL, WAIT false, TABLESPACE_MAP, VERIFY_CHECKSUMS false, \
+             MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{incremental})"
         )
     }
 }
@@ -83,8 +82,6 @@ pub(crate) struct End {
     /// The log is needed up to here.
     pub(crate) lsn: Lsn,
     pub(crate) timeline: u32,
-    /// Whether the server found damaged pages.
-    pub(crate) damaged: bool,
     /// What it remarked on the way.
     pub(crate) notices: Vec<ServerError>,
 }
@@ -201,22 +198,18 @@ impl BaseBackup {
     /// Reads what follows the data, up to the server's being ready.
     async fn end(&mut self) -> Result<End> {
         let mut end = None;
-        let damaged = loop {
+        loop {
             match self.connection.answer().await {
                 Ok(Answer::Rows(rows)) if !rows.is_empty() => end = Some(position(&rows)?),
                 Ok(Answer::Rows(_)) => {}
-                Ok(Answer::Ready) => break false,
+                Ok(Answer::Ready) => break,
                 Ok(_) => return Err(misunderstood("data after the end")),
-                // Said only after everything was sent, the end included: the backup is as good as the server's files are.
-                Err(error) if end.is_some() && server_error(&error).is_some_and(|e| e.code == DATA_CORRUPTED) => {
-                    break true;
-                }
                 Err(error) => return Err(error),
             }
-        };
+        }
         let (lsn, timeline) =
             end.ok_or_else(|| Error::new(ErrorKind::Incomplete, "the server did not tell where the backup ended"))?;
-        Ok(End { lsn, timeline, damaged, notices: self.connection.take_notices() })
+        Ok(End { lsn, timeline, notices: self.connection.take_notices() })
     }
 
     /// Says good-bye.
@@ -285,7 +278,8 @@ mod tests {
         let command = |major, kind| Wanted { major, label: "it's", kind }.command();
         assert_eq!(
             command(14, BackupKind::Full),
-            "BASE_BACKUP LABEL 'it''s' PROGRESS FAST WAL NOWAIT TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
+            "BASE_BACKUP LABEL 'it''s' PROGRESS FAST WAL NOWAIT TABLESPACE_MAP NOVERIFY_CHECKSUMS MANIFEST 'yes' \
+             MANIFEST_CHECKSUMS 'CRC32C'"
         );
         assert!(command(15, BackupKind::Full).starts_with("BASE_BACKUP (LABEL 'it''s', PROGRESS, CHECKPOINT 'fast'"));
         assert!(command(17, BackupKind::Incremental).ends_with(", INCREMENTAL)"));

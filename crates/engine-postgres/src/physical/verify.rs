@@ -13,11 +13,11 @@ use backup_core::{ArtifactName, BackupReader, RunContext};
 use sha2::{Digest as _, Sha256};
 
 use super::backup::{MANIFEST, TREE};
-use super::checksum::{PageState, judge};
-use super::details::PhysicalDetails;
+use super::details::{DamagedPage, PhysicalDetails};
 use super::files::RelationFile;
 use super::receiver::crc32c;
 use super::server_manifest::{Line, ManifestReader, WalRange};
+use super::suspects::{LookedAt, PageCheck, Suspects};
 use crate::wal::{PAGE_HEADER_BYTES, PageHeader, SegmentSize, WalFile, WalSegment};
 
 /// More files than this are no cluster.
@@ -51,10 +51,26 @@ pub(crate) async fn verify(
     details: &PhysicalDetails,
     report: &mut VerifyReport,
 ) -> Result<()> {
-    let mut check = Check { cx, from, details, report, seen: HashMap::new(), ranges: Vec::new(), log: Vec::new() };
+    let size = match SegmentSize::new(details.wal_segment_size) {
+        Ok(size) => size,
+        Err(error) => {
+            report.findings.push(finding(from, error.chain())?);
+            return Ok(());
+        }
+    };
+    let system = details.system_identifier.parse().unwrap_or_default();
+    let suspects = Suspects::new(details.start_lsn, size, system);
+    let (seen, ranges, log) = (HashMap::new(), Vec::new(), Vec::new());
+    let mut check = Check { cx, from, details, report, size, suspects, seen, ranges, log };
     check.tree().await?;
+    check.pages()?;
     check.log_is_whole()?;
     Ok(())
+}
+
+fn finding(from: &BackupReader, problem: String) -> Result<Finding> {
+    let (snapshot, source) = (from.manifest().id.clone(), from.source().clone());
+    Ok(Finding { snapshot, source, artifact: ArtifactName::new(TREE)?, problem })
 }
 
 struct Check<'a> {
@@ -62,6 +78,8 @@ struct Check<'a> {
     from: &'a BackupReader,
     details: &'a PhysicalDetails,
     report: &'a mut VerifyReport,
+    size: SegmentSize,
+    suspects: Suspects,
     seen: HashMap<PathKey, Seen>,
     ranges: Vec<WalRange>,
     log: Vec<WalSegment>,
@@ -70,12 +88,7 @@ struct Check<'a> {
 impl Check<'_> {
     fn find(&mut self, problem: String) -> Result<()> {
         if self.report.findings.len() < MAX_FINDINGS {
-            self.report.findings.push(Finding {
-                snapshot: self.from.manifest().id.clone(),
-                source: self.from.source().clone(),
-                artifact: ArtifactName::new(TREE)?,
-                problem,
-            });
+            self.report.findings.push(finding(self.from, problem)?);
         }
         Ok(())
     }
@@ -127,8 +140,12 @@ impl Check<'_> {
     /// One file: its checksum, its pages, and for a segment of the log its first page.
     async fn file(&mut self, path: &str, content: Box<dyn FileContent>) -> Result<Seen> {
         let relation = RelationFile::of(path).filter(|_| self.details.data_checksums);
-        let mut pages = relation.map(|file| Pages::new(file, self.details));
+        let looked_at = relation.map(|file| LookedAt::new(path, file, self.details.segment_blocks));
+        let mut pages = looked_at.map(|file| PageCheck::new(file, self.details.block_size));
         let mut segment = segment_of(path).map(|segment| (segment, Vec::new()));
+        if let Some((segment, _)) = &segment {
+            self.suspects.segment(*segment);
+        }
         let mut pieces = content.open().await?;
         let (mut digest, mut bytes) = (crc32c(), 0_u64);
         while let Some(piece) = self.cx.unless_cancelled(pieces.next()).await? {
@@ -136,11 +153,12 @@ impl Check<'_> {
                 digest.update(data);
                 bytes += data.len() as u64;
                 if let Some(pages) = &mut pages {
-                    pages.take(data);
+                    pages.take(data, &mut self.suspects);
                 }
                 if let Some((_, head)) = &mut segment {
                     let wanted = PAGE_HEADER_BYTES.saturating_sub(head.len()).min(data.len());
                     head.extend_from_slice(&data[..wanted]);
+                    self.suspects.log(data);
                 }
                 self.cx.progress(data.len() as u64, 0);
             };
@@ -154,11 +172,6 @@ impl Check<'_> {
                     }
                 }
             }
-        }
-        for block in pages.map(|pages| pages.damaged).unwrap_or_default() {
-            let known = self.details.damaged_pages.iter().any(|page| page.path == path && page.block == block);
-            let when = if known { ", and had not on the server either" } else { "" };
-            self.find(format!("the page {block} of {path} does not have its own checksum{when}"))?;
         }
         if let Some((segment, head)) = segment {
             self.segment(segment, &head, bytes)?;
@@ -234,12 +247,20 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Pages that do not have their own checksum, and that the log does not put back.
+    fn pages(&mut self) -> Result<()> {
+        for page in self.suspects.settle(self.details.stop_lsn).list {
+            let known =
+                if self.details.damaged_pages.contains(&page) { ", and had not on the server either" } else { "" };
+            let DamagedPage { path, block } = page;
+            self.find(format!("the page {block} of {path} does not have its own checksum{known}"))?;
+        }
+        Ok(())
+    }
+
     /// The log from the beginning of the backup to its end, without a hole.
     fn log_is_whole(&mut self) -> Result<()> {
-        let size = match SegmentSize::new(self.details.wal_segment_size) {
-            Ok(size) => size,
-            Err(error) => return self.find(error.chain()),
-        };
+        let size = self.size;
         let (timeline, start, stop) = (self.details.timeline, self.details.start_lsn, self.details.stop_lsn);
         let last = WalSegment::containing(timeline, Lsn(stop.0.saturating_sub(1)), size);
         let mut segment = WalSegment::containing(timeline, start, size);
@@ -270,41 +291,4 @@ fn segment_of(path: &str) -> Option<WalSegment> {
 
 fn is_damage(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete | ErrorKind::NotFound)
-}
-
-/// The pages of one file.
-struct Pages {
-    page: Vec<u8>,
-    page_bytes: usize,
-    block: u32,
-    start: Lsn,
-    damaged: Vec<u32>,
-}
-
-impl Pages {
-    fn new(file: RelationFile, details: &PhysicalDetails) -> Self {
-        Self {
-            page: Vec::new(),
-            page_bytes: details.block_size.max(1) as usize,
-            block: file.segment.saturating_mul(details.segment_blocks),
-            start: details.start_lsn,
-            damaged: Vec::new(),
-        }
-    }
-
-    fn take(&mut self, mut data: &[u8]) {
-        while !data.is_empty() {
-            let (head, rest) = data.split_at((self.page_bytes - self.page.len()).min(data.len()));
-            self.page.extend_from_slice(head);
-            data = rest;
-            if self.page.len() == self.page_bytes {
-                if judge(&self.page, self.block, self.start) == PageState::Damaged && self.damaged.len() < MAX_FINDINGS
-                {
-                    self.damaged.push(self.block);
-                }
-                self.page.clear();
-                self.block = self.block.wrapping_add(1);
-            }
-        }
-    }
 }

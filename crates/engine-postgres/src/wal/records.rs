@@ -8,6 +8,7 @@ use backup_core::position::Lsn;
 use crc_fast::{CrcAlgorithm, Digest};
 
 use super::ends::{End, KEEP, end_of};
+use super::images::{KEEP_HEADERS, PageAddress, whole_pages};
 use super::names::SegmentSize;
 use super::page::{MAGIC_HIGH, PAGE_HEADER_BYTES as LONG_HEADER};
 
@@ -37,6 +38,8 @@ pub(crate) struct Record {
     /// Where the next can begin.
     pub(crate) end: Lsn,
     pub(crate) what: End,
+    /// The pages that it puts back as a whole, when the walker was [told to look](Walker::with_pages).
+    pub(crate) pages: Vec<PageAddress>,
 }
 
 /// What is no record, or not the one that belongs there.
@@ -62,6 +65,16 @@ pub(crate) struct Walker {
     previous: Option<Lsn>,
     last: Option<(Lsn, Lsn)>,
     fault: Option<Fault>,
+    look: Look,
+}
+
+/// What of a record is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Whether a recovery can stop there.
+    Ends,
+    /// That, and which pages it puts back.
+    Pages,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +113,13 @@ impl Walker {
             previous: None,
             last: None,
             fault: None,
+            look: Look::Ends,
         }
+    }
+
+    /// The same walk, which also tells the pages that records put back.
+    pub(crate) fn with_pages(self) -> Self {
+        Self { look: Look::Pages, ..self }
     }
 
     /// Where the last record that was whole begins and ends.
@@ -210,7 +229,7 @@ impl Walker {
 
     fn continue_record(&mut self, data: &[u8], each: &mut dyn FnMut(&Record)) -> Result<usize, &'static str> {
         let Some(record) = &mut self.record else { return Ok(0) };
-        let used = record.take(data, self.previous)?;
+        let used = record.take(data, self.previous, self.look)?;
         if record.got < record.total || record.total == 0 {
             return Ok(used);
         }
@@ -219,12 +238,13 @@ impl Walker {
         let (rmgr, info) = (record.rmgr(), record.info());
         let is_switch = rmgr == RM_XLOG && info & 0xF0 == SWITCH;
         let what = end_of(rmgr, info, u32_at(&record.head, 4), &record.body, self.magic).unwrap_or(End::Nothing);
+        let pages = if self.look == Look::Pages { whole_pages(&record.body, self.magic) } else { Vec::new() };
         let start = record.start;
         (self.previous, self.last, self.record) = (Some(start), Some((start, end)), None);
         if is_switch {
             self.state = State::Idle;
         }
-        each(&Record { start, end, what });
+        each(&Record { start, end, what, pages });
         Ok(used)
     }
 }
@@ -244,7 +264,7 @@ impl Partial {
     }
 
     /// Takes what belongs to it and says how much that was.
-    fn take(&mut self, data: &[u8], previous: Option<Lsn>) -> Result<usize, &'static str> {
+    fn take(&mut self, data: &[u8], previous: Option<Lsn>, look: Look) -> Result<usize, &'static str> {
         let got = self.got as usize;
         if got < RECORD_HEADER {
             let used = (RECORD_HEADER - got).min(data.len());
@@ -266,10 +286,13 @@ impl Partial {
         }
         let used = ((self.total - self.got) as usize).min(data.len());
         self.digest.update(&data[..used]);
-        if matches!(self.rmgr(), RM_XLOG | RM_XACT) {
-            let room = KEEP.saturating_sub(self.body.len()).min(used);
-            self.body.extend_from_slice(&data[..room]);
-        }
+        let kept = match (self.rmgr(), look) {
+            (RM_XLOG | RM_XACT, _) => KEEP,
+            (_, Look::Pages) => KEEP_HEADERS,
+            (_, Look::Ends) => 0,
+        };
+        let room = kept.saturating_sub(self.body.len()).min(used);
+        self.body.extend_from_slice(&data[..room]);
         self.got += used as u32;
         Ok(used)
     }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use backup_core::engine::{Place, RestoreTarget};
 use backup_core::error::{Error, ErrorKind};
+use backup_core::event::Event;
 use backup_core::manifest::Manifest;
 use backup_core::position::Position;
 use backup_core::run::run;
@@ -12,7 +14,7 @@ use backup_core::sink::Sink;
 use backup_core::{ArtifactName, BackupReader};
 use backup_testkit::{Action, Disturbance, DisturbedSink, MemorySink, PrivatePostgres};
 
-use crate::support::{Saved, back_up, context, engine, open_folder, options, restore, source, task};
+use crate::support::{Saved, back_up, back_up_while, context, engine, open_folder, options, restore, source, task};
 
 const PHYSICAL: &str = "modes: [physical]";
 
@@ -101,6 +103,50 @@ async fn verify_reads_everything_and_finds_nothing() {
     assert_eq!(report.findings, [], "{report:?}");
     assert!(report.checked.iter().any(|what| what.contains("segments of the log")), "{report:?}");
     assert!(report.checked.iter().any(|what| what.contains("by their checksums")), "{report:?}");
+}
+
+/// Changes bytes in the second half of a file's first page, below the server, which has the page in memory.
+fn tear(server: &PrivatePostgres, table: &str) -> String {
+    server.sql("postgres", &format!("vacuum freeze {table}; checkpoint; select count(*) from {table}"));
+    let path = server.sql("postgres", &format!("select pg_relation_filepath('{table}')"));
+    let file = server.data_folder().join(&path);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[7000..7100].fill(0xa5);
+    std::fs::write(&file, &bytes).unwrap();
+    path
+}
+
+/// A page of which one half is older than the other, and that was changed while the backup ran, is whole in the log.
+#[tokio::test]
+async fn a_torn_page_that_the_log_puts_back_is_not_called_damaged() {
+    let server = filled(&[("bgwriter_lru_maxpages", "0")]);
+    for table in ["torn", "rotten"] {
+        server.sql(
+            "postgres",
+            &format!("create table {table} as select n, md5(n::text) t from generate_series(1, 5000) n"),
+        );
+    }
+    tear(&server, "torn");
+    let rotten = tear(&server, "rotten");
+    let engine = engine(&server, PHYSICAL);
+    let server = Arc::new(server);
+    let changing = Arc::clone(&server);
+    // The backup has begun, and nothing of it was read.
+    let saved = back_up_while(&engine, move |event| {
+        if matches!(event, Event::Step { what, .. } if what.starts_with("receiving")) {
+            changing.sql("postgres", "update torn set t = 'new' where n = 1");
+        }
+    });
+    let saved = saved.await.unwrap();
+    assert_eq!(details(&saved)["damaged_pages"], serde_json::json!([{ "path": rotten, "block": 0 }]));
+    let report = engine.verifier.verify(&context(), &saved.reader().await).await.unwrap();
+    let findings: Vec<&str> = report.findings.iter().map(|finding| finding.problem.as_str()).collect();
+    assert!(matches!(findings[..], [only] if only.contains(&rotten)), "{findings:?}");
+    let folder = open_folder();
+    let target = folder.path().join("restored");
+    restore(&engine, &saved.reader().await, &into(&target)).await.unwrap();
+    let copy = start(&server, &target.join("data"));
+    assert_eq!(copy.sql("postgres", "select count(*), count(*) filter (where t = 'new') from torn"), "5000|1");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use backup_core::engine::{Engine, EngineSetup, RestoreReport, RestoreTarget};
 use backup_core::error::Result;
-use backup_core::event::Recorder;
+use backup_core::event::{Event, Observer, Recorder};
 use backup_core::host::LocalHost;
 use backup_core::manifest::Manifest;
 use backup_core::plan::{Node, OnFailure};
@@ -54,11 +54,29 @@ pub(crate) fn task(engine: &Engine) -> Task {
 
 /// A backup through the runner, as the command line makes it.
 pub(crate) async fn back_up(engine: &Engine) -> Result<Saved> {
+    back_up_while(engine, |_| {}).await
+}
+
+/// The same; `told` hears every event before the engine goes on.
+pub(crate) async fn back_up_while(engine: &Engine, told: impl Fn(&Event) + Send + Sync + 'static) -> Result<Saved> {
     let sink = MemorySink::default();
     let recorder = Arc::new(Recorder::default());
-    let options = RunOptions { observer: Arc::clone(&recorder) as _, ..options() };
+    let observer = Arc::new(Listening { told, recorder: Arc::clone(&recorder) });
+    let options = RunOptions { observer, ..options() };
     let manifest = run(vec![task(engine)], &sink, &options).await?;
     Ok(Saved { sink, manifest, recorder })
+}
+
+struct Listening<T> {
+    told: T,
+    recorder: Arc<Recorder>,
+}
+
+impl<T: Fn(&Event) + Send + Sync> Observer for Listening<T> {
+    fn event(&self, event: &Event) {
+        self.recorder.event(event);
+        (self.told)(event);
+    }
 }
 
 #[derive(Debug)]

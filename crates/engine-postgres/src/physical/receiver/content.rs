@@ -1,17 +1,16 @@
 //! One file on its way from an archive into the tree: as it is, or put together from changed and kept pages.
 
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::position::Lsn;
 use backup_core::tree::{EntryKind, TreePath};
 use backup_core::writer::FileWriter;
 use bytes::{Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::super::checksum::{PageState, judge};
 use super::super::incremental::{IncrementalReader, Patch};
 use super::super::ledger::Received;
+use super::super::suspects::{PageCheck, Suspects};
 use super::super::tar::TarEntry;
-use super::{DamagedPages, Shape, tree_entry};
+use super::{Shape, tree_entry};
 use crate::wal::{PAGE_HEADER_BYTES, PageHeader, WalSegment};
 
 /// `backup_label` has some three hundred bytes.
@@ -22,53 +21,6 @@ const LABEL_OF_INCREMENT: &str = "INCREMENTAL FROM ";
 /// CRC-32C as the server computes it.
 pub(crate) fn crc32c() -> Digest {
     Digest::new(CrcAlgorithm::Crc32Iscsi)
-}
-
-/// Looks at the pages of a relation's file as they pass.
-#[derive(Debug)]
-pub(crate) struct PageCheck {
-    path: String,
-    page_bytes: usize,
-    /// The number of the next page in its relation.
-    block: u32,
-    start: Lsn,
-    /// The beginning of a page that did not arrive whole.
-    pending: BytesMut,
-}
-
-impl PageCheck {
-    pub(super) fn new(path: String, page_bytes: u32, first_block: u32, start: Lsn) -> Self {
-        Self { path, page_bytes: page_bytes as usize, block: first_block, start, pending: BytesMut::new() }
-    }
-
-    fn take(&mut self, mut data: &[u8], damaged: &mut DamagedPages) {
-        if !self.pending.is_empty() {
-            let (head, rest) = data.split_at((self.page_bytes - self.pending.len()).min(data.len()));
-            self.pending.extend_from_slice(head);
-            data = rest;
-            if self.pending.len() < self.page_bytes {
-                return;
-            }
-            let page = self.pending.split();
-            self.look(&page, damaged);
-        }
-        let mut pages = data.chunks_exact(self.page_bytes);
-        for page in &mut pages {
-            self.look(page, damaged);
-        }
-        self.pending.extend_from_slice(pages.remainder());
-    }
-
-    fn look(&mut self, page: &[u8], damaged: &mut DamagedPages) {
-        self.look_at(self.block, page, damaged);
-        self.block = self.block.wrapping_add(1);
-    }
-
-    fn look_at(&self, block: u32, page: &[u8], damaged: &mut DamagedPages) {
-        if judge(page, block, self.start) == PageState::Damaged {
-            damaged.add(&self.path, block);
-        }
-    }
 }
 
 /// How the bytes that arrive become the file.
@@ -159,7 +111,7 @@ impl FileInHand {
         matches!(&self.content.how, How::Label(label) if label.split(|byte| *byte == b'\n').any(line))
     }
 
-    pub(super) async fn take(&mut self, data: Bytes, damaged: &mut DamagedPages) -> Result<()> {
+    pub(super) async fn take(&mut self, data: Bytes, suspects: &mut Suspects) -> Result<()> {
         self.bytes += data.len() as u64;
         // Segments of the log are not in the server's list; their records have checksums of their own.
         if !self.is_wal() {
@@ -168,7 +120,7 @@ impl FileInHand {
         match &mut self.content.how {
             How::Plain => {
                 if let Some(pages) = &mut self.pages {
-                    pages.take(&data, damaged);
+                    pages.take(&data, suspects);
                 }
                 self.content.writer.write(data).await
             }
@@ -185,17 +137,18 @@ impl FileInHand {
                 if before < PAGE_HEADER_BYTES && head.len() == PAGE_HEADER_BYTES {
                     check_segment(head, *segment, *shape)?;
                 }
+                suspects.log(&data);
                 self.content.writer.write(data).await
             }
             How::Patched(patching) => {
                 patching.reader.push(&data);
-                patching.apply(&mut self.content.writer, self.pages.as_ref(), damaged).await
+                patching.apply(&mut self.content.writer, self.pages.as_ref(), suspects).await
             }
         }
     }
 
     /// Ends the file and says what it was.
-    pub(super) async fn finish(self, damaged: &mut DamagedPages) -> Result<Received> {
+    pub(super) async fn finish(self, suspects: &mut Suspects) -> Result<Received> {
         let Self { sent_path, path, entry, content, pages, crc, bytes } = self;
         let crc = crc.finalize() as u32;
         let Content { mut writer, how } = content;
@@ -217,7 +170,7 @@ impl FileInHand {
                 (length, Some(digest.finalize() as u32))
             }
             How::Patched(mut patching) => {
-                patching.apply(&mut writer, pages.as_ref(), damaged).await?;
+                patching.apply(&mut writer, pages.as_ref(), suspects).await?;
                 patching.finish(&mut writer).await?
             }
         };
@@ -233,7 +186,7 @@ impl Patching {
         &mut self,
         writer: &mut FileWriter,
         pages: Option<&PageCheck>,
-        damaged: &mut DamagedPages,
+        suspects: &mut Suspects,
     ) -> Result<()> {
         loop {
             match self.reader.patch()? {
@@ -242,7 +195,7 @@ impl Patching {
                 Patch::Block { number, page } => {
                     self.fill(writer, u64::from(number) * self.page_bytes).await?;
                     if let Some(pages) = pages {
-                        pages.look_at(pages.block.wrapping_add(number), &page, damaged);
+                        pages.look_at(number, &page, suspects);
                     }
                     if let Some(crc) = &mut self.crc {
                         crc.update(&page);
@@ -316,20 +269,5 @@ mod tests {
         let mut digest = crc32c();
         digest.update(b"123456789");
         assert_eq!(digest.finalize(), 0xe306_9283);
-    }
-
-    #[test]
-    fn pages_are_looked_at_however_they_arrive() {
-        let mut bad = vec![1_u8; 8192 * 3];
-        bad[..8].fill(0);
-        bad[8192..8200].fill(0);
-        bad[16384..16400].fill(0);
-        for step in [1, 100, 8192, 32768] {
-            let mut damaged = DamagedPages::default();
-            let mut check = PageCheck::new("base/1/2".into(), 8192, 131_072, Lsn(100));
-            bad.chunks(step).for_each(|piece| check.take(piece, &mut damaged));
-            let blocks: Vec<u32> = damaged.list.iter().map(|page| page.block).collect();
-            assert_eq!(blocks, [131_072, 131_073], "step {step}");
-        }
     }
 }
