@@ -129,6 +129,17 @@ pub enum Piece {
     Hole(u64),
 }
 
+impl Piece {
+    /// Its bytes, those of a hole included.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Hole(length) => *length,
+        }
+    }
+}
+
 /// What a sink stored for an artifact.
 #[derive(Debug, Clone)]
 pub struct Stored {

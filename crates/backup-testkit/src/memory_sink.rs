@@ -237,26 +237,19 @@ fn earlier_file<'a>(tree: &'a Tree, path: &TreePath) -> Option<&'a (TreeEntry, V
     tree.iter().find(|(entry, _)| entry.path == *path && matches!(entry.kind, EntryKind::File { .. }))
 }
 
-fn length(piece: &Piece) -> u64 {
-    match piece {
-        Piece::Data(data) => data.len() as u64,
-        Piece::Hole(length) => *length,
-    }
-}
-
 /// What lies in `pieces` from `start` to `end`; `None` when they are shorter.
 fn cut(pieces: &[Piece], start: u64, end: u64) -> Option<Vec<Piece>> {
     let mut at = 0;
     let mut found = Vec::new();
     for piece in pieces {
-        let (from, to) = (start.clamp(at, at + length(piece)), end.clamp(at, at + length(piece)));
+        let (from, to) = (start.clamp(at, at + piece.length()), end.clamp(at, at + piece.length()));
         if from < to {
             found.push(match piece {
                 Piece::Data(data) => Piece::Data(data.slice((from - at) as usize..(to - at) as usize)),
                 Piece::Hole(_) => Piece::Hole(to - from),
             });
         }
-        at += length(piece);
+        at += piece.length();
     }
     (end <= at).then_some(found)
 }
@@ -281,7 +274,7 @@ impl FileSink for MemoryFile {
     }
 
     async fn keep(&mut self, count: u64) -> Result<()> {
-        let start = self.pieces.iter().map(length).sum::<u64>();
+        let start = self.pieces.iter().map(Piece::length).sum::<u64>();
         let (_, earlier) = earlier_file(&self.earlier, &self.path).ok_or_else(nothing_to_keep)?;
         self.pieces.extend(cut(earlier, start, start + count).ok_or_else(nothing_to_keep)?);
         Ok(())

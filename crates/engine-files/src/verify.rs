@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backup_core::engine::{Finding, VerifyReport};
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::sink::{FileContent, Piece};
+use backup_core::sink::FileContent;
 use backup_core::tree::{EntryKind, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, RunContext};
 use tokio::task::JoinSet;
@@ -143,10 +143,7 @@ async fn read(cx: &RunContext, entry: &TreeEntry, content: Box<dyn FileContent>)
     let mut length = 0u64;
     while let Some(piece) = pieces.next().await? {
         cx.check_cancelled()?;
-        length = length.saturating_add(match piece {
-            Piece::Data(data) => data.len() as u64,
-            Piece::Hole(length) => length,
-        });
+        length = length.saturating_add(piece.length());
     }
     if length != entry.size() {
         let message = format!("it has {} bytes in the listing, {length} in its content", entry.size());

@@ -4,6 +4,7 @@
 //! backup began (the log repairs it).
 
 use backup_core::position::Lsn;
+use pulp::Arch;
 
 const LANES: usize = 32;
 const ROW: usize = LANES * 4;
@@ -66,9 +67,11 @@ pub(crate) fn judge(page: &[u8], block: u32, start: Lsn) -> PageState {
     if u64::from(word(0)) << 32 | u64::from(word(4)) >= start.0 {
         return PageState::Later;
     }
-    if half(8) == checksum(page, block) { PageState::Good } else { PageState::Damaged }
+    // With the widest multiplications that this machine has: four times as fast as what every x86-64 has.
+    if half(8) == Arch::new().dispatch(|| checksum(page, block)) { PageState::Good } else { PageState::Damaged }
 }
 
+#[inline(always)]
 fn checksum(page: &[u8], block: u32) -> u16 {
     let mut sums = OFFSETS;
     let mut rows = page.chunks_exact(ROW);
@@ -92,7 +95,7 @@ fn checksum(page: &[u8], block: u32) -> u16 {
 }
 
 /// Written so that the compiler sees that the lanes are independent.
-#[inline]
+#[inline(always)]
 fn mix_row(sums: &mut [u32; LANES], row: &[u8]) {
     let (words, _) = row.as_chunks::<4>();
     for (sum, word) in sums.iter_mut().zip(words) {
@@ -100,7 +103,7 @@ fn mix_row(sums: &mut [u32; LANES], row: &[u8]) {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn mix(sum: u32, value: u32) -> u32 {
     let mixed = sum ^ value;
     mixed.wrapping_mul(PRIME) ^ (mixed >> 17)

@@ -4,6 +4,7 @@
 //! the layout says so: every link and the server's own `tablespace_map` are written anew, and the manifest agrees with them, so
 //! `pg_verifybackup` can check it. `pg_control` comes last: a server cannot start on half a data directory.
 
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +14,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, Piece};
 use backup_core::tree::{EntryKind, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, RunContext};
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::amend::amend;
@@ -32,8 +32,10 @@ const MAP: &str = "tablespace_map";
 const CONTROL: &str = "global/pg_control";
 /// Until everything else is on disk.
 const CONTROL_LATER: &str = "global/pg_control.stackward";
-/// Data waits for the disk in pieces of this size.
-const WRITE_BYTES: usize = 2 * 1024 * 1024;
+/// A file goes to the disk in batches of this size, give or take a piece: handing each piece to another thread costs more.
+const BATCH_BYTES: u64 = 2 * 1024 * 1024;
+/// Batches that wait for the disk, a file.
+const BATCHES_AHEAD: usize = 1;
 /// Configuration files.
 const MAX_SMALL: u64 = 16 * 1024 * 1024;
 /// Zeroes are counted into checksums in pieces of this size.
@@ -206,50 +208,84 @@ impl Job {
 
     async fn write(&self, entry: &TreeEntry, content: Box<dyn FileContent>) -> Result<()> {
         let Self { cx, path, owner, .. } = self;
-        let failed = |source| Error::io("cannot write the file", path, source);
         if let Some(parent) = path.parent()
             && !parent.exists()
         {
             // A plain directory's archive may have a folder after what is in it.
             make_folder(parent, PRIVATE, *owner)?;
         }
-        let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-        file.set_max_buf_size(WRITE_BYTES);
         let mut pieces = content.open().await?;
-        let (mut bytes, mut digest) = (0, crc32c());
-        while let Some(piece) = cx.unless_cancelled(pieces.next()).await? {
-            match piece {
-                Piece::Data(data) => {
-                    bytes += data.len() as u64;
-                    digest.update(&data);
-                    file.write_all(&data).await.map_err(failed)?;
-                    cx.progress(data.len() as u64, 0);
-                }
-                Piece::Hole(length) => {
-                    bytes += length;
-                    let mut left = length;
-                    while left > 0 {
-                        let count = left.min(ZEROES.len() as u64);
-                        digest.update(&ZEROES[..count as usize]);
-                        left -= count;
+        let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
+        let writing = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || write_file(&path, receiver).map_err(|source| Error::io("cannot write the file", &path, source))
+        });
+        let read = async {
+            let (mut batch, mut batched) = (Vec::new(), 0);
+            loop {
+                let piece = cx.unless_cancelled(pieces.next()).await?;
+                let ended = piece.is_none();
+                batched += piece.as_ref().map_or(0, Piece::length);
+                batch.extend(piece);
+                if ended || batched >= BATCH_BYTES {
+                    // Refused: the writer failed, and says why.
+                    if sender.send(std::mem::take(&mut batch)).await.is_err() || ended {
+                        cx.progress(batched, 0);
+                        return Ok(());
                     }
-                    file.seek(std::io::SeekFrom::Start(bytes)).await.map_err(failed)?;
-                    cx.progress(length, 0);
+                    cx.progress(std::mem::take(&mut batched), 0);
                 }
             }
-        }
+        };
+        let read: Result<()> = read.await;
+        drop(sender);
+        // In any case: nobody writes when this returns.
+        let lost = |source| Error::new(ErrorKind::Internal, "a file was lost").caused_by(source);
+        let written = writing.await.map_err(lost)?;
+        read?;
+        let Written { bytes, crc } = written?;
         if bytes != entry.size() {
             let message = format!("`{}` has {} bytes in its tree, {bytes} were read", entry.path, entry.size());
             return Err(Error::new(ErrorKind::Damaged, message));
         }
-        let crc = self.listed.and_then(|listed| listed.crc);
-        if crc.is_some_and(|crc| crc != digest.finalize() as u32) {
+        if self.listed.and_then(|listed| listed.crc).is_some_and(|listed| listed != crc) {
             let message = format!("`{}` does not have the checksum of the server's manifest", entry.path);
             return Err(Error::new(ErrorKind::Damaged, message));
         }
-        file.flush().await.map_err(failed)?;
-        file.set_len(bytes).await.map_err(failed)
+        Ok(())
     }
+}
+
+/// What was written into a file.
+struct Written {
+    bytes: u64,
+    crc: u32,
+}
+
+/// Writes what comes, in a thread that may wait for the disk; holes stay holes.
+fn write_file(path: &Path, mut batches: mpsc::Receiver<Vec<Piece>>) -> std::io::Result<Written> {
+    let mut file = std::fs::File::create(path)?;
+    let (mut bytes, mut digest) = (0, crc32c());
+    for piece in std::iter::from_fn(|| batches.blocking_recv()).flatten() {
+        bytes += piece.length();
+        match piece {
+            Piece::Data(data) => {
+                digest.update(&data);
+                file.write_all(&data)?;
+            }
+            Piece::Hole(length) => {
+                let mut left = length;
+                while left > 0 {
+                    let count = left.min(ZEROES.len() as u64);
+                    digest.update(&ZEROES[..count as usize]);
+                    left -= count;
+                }
+                file.seek(SeekFrom::Start(bytes))?;
+            }
+        }
+    }
+    file.set_len(bytes)?;
+    Ok(Written { bytes, crc: digest.finalize() as u32 })
 }
 
 /// Links the tablespace `oid` of the data directory `data` to where it will be.

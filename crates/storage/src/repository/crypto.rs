@@ -19,11 +19,12 @@ pub(super) const FRAME_OVERHEAD: usize = COUNTER_BYTES + TAG_BYTES;
 
 pub(super) type Key = Zeroizing<[u8; KEY_BYTES]>;
 
-/// Fresh random bytes from the operating system.
+/// Fresh random bytes from the operating system. Not through the cipher library: that gathers entropy of its own from the
+/// clock's jitter first, which takes longer than to archive a segment of a log.
 pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0u8; N];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| Error::new(ErrorKind::Internal, "the system gives no random numbers"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|source| Error::new(ErrorKind::Internal, "the system gives no random numbers").caused_by(source))?;
     Ok(bytes)
 }
 

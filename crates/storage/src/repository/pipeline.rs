@@ -4,16 +4,17 @@
 //! everything, and [`Pipeline::flush`] reports it, so that a snapshot can only be committed over durable packs.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::content::ChunkId;
-use super::crypto::{FRAME_OVERHEAD, FRAME_PREFIX, FrameSealer, Key, SessionId, SessionKeys};
+use super::crypto::{FRAME_PREFIX, FrameSealer, Key, SessionId, SessionKeys};
 use super::index::{self, IdSet, SharedIndex};
 use super::layout;
 use super::pack::{Class, PackBuilder, PackInfo};
@@ -91,7 +92,7 @@ struct Shared {
 /// See the module.
 pub(super) struct Pipeline {
     shared: Arc<Shared>,
-    jobs: Mutex<Option<crossbeam_channel::Sender<Job>>>,
+    jobs: Mutex<Option<mpsc::UnboundedSender<Job>>>,
     budget: Arc<Semaphore>,
     claimed: Mutex<IdSet>,
     index: SharedIndex,
@@ -130,10 +131,11 @@ impl Pipeline {
             written: Mutex::default(),
             failure: OnceLock::new(),
         });
-        let (sender, receiver) = crossbeam_channel::unbounded::<Job>();
+        let (sender, receiver) = mpsc::unbounded_channel::<Job>();
+        let receiver = Arc::new(Mutex::new(receiver));
         let count = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let workers = (0..count).map(|_| {
-            let (shared, receiver) = (Arc::clone(&shared), receiver.clone());
+            let (shared, receiver) = (Arc::clone(&shared), Arc::clone(&receiver));
             let spawned =
                 std::thread::Builder::new().name("stackward-pack".to_owned()).spawn(move || work(&shared, &receiver));
             spawned.map_err(|source| Error::from_io("cannot start a worker thread", source))
@@ -288,13 +290,18 @@ async fn upload(shared: &Shared, builder: PackBuilder, permit: OwnedSemaphorePer
     drop(permit);
 }
 
-fn work(shared: &Arc<Shared>, jobs: &crossbeam_channel::Receiver<Job>) {
+/// One of those who wait sleeps in the queue, the others behind its lock: nobody spins while the source is slow.
+fn next_job(jobs: &Mutex<mpsc::UnboundedReceiver<Job>>) -> Option<Job> {
+    lock(jobs).blocking_recv()
+}
+
+fn work(shared: &Arc<Shared>, jobs: &Mutex<mpsc::UnboundedReceiver<Job>>) {
     let mut compressor = match zstd::bulk::Compressor::new(shared.level) {
         Ok(compressor) => compressor,
         Err(source) => return shared.fail(&Error::from_io("cannot start the compressor", source)),
     };
     let mut frame = Vec::new();
-    while let Ok(job) = jobs.recv() {
+    while let Some(job) = next_job(jobs) {
         let mut stored = 0;
         // After a failure the queue is only drained, so that nobody waits for ever.
         if shared.failure.get().is_none() {
@@ -337,15 +344,16 @@ fn pack_one(
 
 /// Puts the payload into `frame`, compressed if that makes it smaller, and leaves room for the prefix.
 fn fill_frame(compressor: &mut zstd::bulk::Compressor<'_>, frame: &mut Vec<u8>, data: &[u8]) -> Result<()> {
-    let bound = zstd::zstd_safe::compress_bound(data.len());
     frame.clear();
-    frame.resize(FRAME_PREFIX + bound + FRAME_OVERHEAD, 0);
+    frame.resize(FRAME_PREFIX, 0);
     if data.len() >= MIN_COMPRESSED {
+        frame.reserve(zstd::zstd_safe::compress_bound(data.len()));
+        let mut behind = io::Cursor::new(&mut *frame);
+        behind.set_position(FRAME_PREFIX as u64);
         let written = compressor
-            .compress_to_buffer(data, &mut frame[FRAME_PREFIX..FRAME_PREFIX + bound])
+            .compress_to_buffer(data, &mut behind)
             .map_err(|source| Error::from_io("cannot compress", source))?;
         if written < data.len() {
-            frame.truncate(FRAME_PREFIX + written);
             return Ok(());
         }
     }

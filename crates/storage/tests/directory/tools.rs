@@ -46,11 +46,7 @@ async fn sha256sum_and_the_decompressors_agree_with_us() {
 fn everything() -> Vec<(TreeEntry, Content)> {
     let long = [vec![b'n'; 90], b"/".to_vec(), vec![b'm'; 200]].concat();
     let file = |path: &[u8], pieces: Content| {
-        let length = |piece: &Piece| match piece {
-            Piece::Data(data) => data.len() as u64,
-            Piece::Hole(length) => *length,
-        };
-        (entry(path, EntryKind::File { size: pieces.iter().map(length).sum() }), pieces)
+        (entry(path, EntryKind::File { size: pieces.iter().map(Piece::length).sum() }), pieces)
     };
     let plain = |path: &[u8], kind: EntryKind| (entry(path, kind), Vec::new());
     let with = |mut given: (TreeEntry, Content), change: &dyn Fn(&mut TreeEntry)| {
