@@ -6,6 +6,8 @@
 mod chain;
 mod ends;
 mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod history;
 mod names;
 mod page;
