@@ -1,5 +1,7 @@
 //! `stackward wal`: a real server archives through `wal push`, another one recovers through `wal fetch`.
 
+mod full_disk;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -206,7 +208,13 @@ struct Receiver(std::process::Child);
 
 impl Receiver {
     fn start(archive: &Archive) -> Self {
+        Self::start_with(archive, &std::env::temp_dir())
+    }
+
+    /// With this folder for temporary files.
+    fn start_with(archive: &Archive, temporary: &Path) -> Self {
         let mut command = crate::support::stackward(archive.machine.root(), &["--quiet", "wal", "receive"]);
+        command.env("TMPDIR", temporary);
         Self(command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap())
     }
 
