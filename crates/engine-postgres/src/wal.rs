@@ -19,7 +19,7 @@ mod walk;
 
 pub use chain::{Chain, Hole, Span};
 pub(crate) use ends::End;
-pub use fetch::fetch;
+pub use fetch::{fetch, fetch_whole};
 pub use history::{History, Switch};
 pub use names::{SegmentSize, WalFile, WalSegment};
 pub use page::{PAGE_HEADER_BYTES, PageHeader};

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a file appears under its name only when it is whole and checked.
 
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -18,36 +19,61 @@ use super::names::{WalFile, WalSegment};
 /// # Errors
 /// [`ErrorKind::NotFound`] when the archive has none of this name; [`ErrorKind::Damaged`]; those of writing.
 pub async fn fetch(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
+    let partial = partial(to);
+    let written = write(log, file, &partial).await;
+    place(written, &partial, to)
+}
+
+/// As [`fetch`], for a segment that is archived as a whole.
+///
+/// # Errors
+/// As there; [`ErrorKind::NotFound`], too, when the archive has pieces of it only.
+pub async fn fetch_whole(log: &SegmentLog, segment: WalSegment, to: &Path) -> Result<()> {
+    let partial = partial(to);
+    let written = write_whole(log, WalFile::Segment(segment), &partial).await;
+    place(written, &partial, to)
+}
+
+/// What a file is called until it is whole.
+fn partial(to: &Path) -> PathBuf {
     let mut partial = to.as_os_str().to_owned();
     partial.push(format!(".stackward-{}", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let failed = |error| Error::io("cannot write the file of the write-ahead log", to, error);
-    let read = write(log, file, &partial).await;
-    let placed = read.and_then(|()| std::fs::rename(&partial, to).map_err(failed));
+    partial.into()
+}
+
+fn failed(to: &Path, error: std::io::Error) -> Error {
+    Error::io("cannot write the file of the write-ahead log", to, error)
+}
+
+fn place(written: Result<()>, partial: &Path, to: &Path) -> Result<()> {
+    let placed = written.and_then(|()| std::fs::rename(partial, to).map_err(|error| failed(to, error)));
     if placed.is_err() {
-        let _gone = std::fs::remove_file(&partial);
+        let _gone = std::fs::remove_file(partial);
     }
     placed
 }
 
+/// Writes the file of this very name.
+async fn write_whole(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
+    let out = File::create(to).map_err(|error| failed(to, error))?;
+    log.read(&file.id()?, Box::new(out)).await.map(|_| ())
+}
+
 async fn write(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
-    let failed = |error| Error::io("cannot write the file of the write-ahead log", to, error);
-    let mut out = std::fs::File::create(to).map_err(failed)?;
-    let whole = log.read(&file.id()?, Box::new(out.try_clone().map_err(failed)?)).await;
-    match (whole, file) {
-        (Err(error), WalFile::Segment(segment)) if error.kind() == ErrorKind::NotFound => {
-            let mut length = None;
-            for piece in pieces(log, segment).await? {
-                let WalFile::Piece(_, from, _) = piece else { continue };
-                out.seek(SeekFrom::Start(u64::from(from))).map_err(failed)?;
-                let record: SegmentRecord = log.read(&piece.id()?, Box::new(out.try_clone().map_err(failed)?)).await?;
-                length = Some(size_of(&record)?.bytes());
-            }
-            let Some(length) = length else { return Err(error) };
-            out.set_len(length).map_err(failed)
-        }
-        (whole, _) => whole.map(|_| ()),
+    let (segment, missing) = match (write_whole(log, file, to).await, file) {
+        (Err(error), WalFile::Segment(segment)) if error.kind() == ErrorKind::NotFound => (segment, error),
+        (whole, _) => return whole,
+    };
+    let failed = |error| failed(to, error);
+    let mut out = File::create(to).map_err(failed)?;
+    let mut length = None;
+    for piece in pieces(log, segment).await? {
+        let WalFile::Piece(_, from, _) = piece else { continue };
+        out.seek(SeekFrom::Start(u64::from(from))).map_err(failed)?;
+        let record: SegmentRecord = log.read(&piece.id()?, Box::new(out.try_clone().map_err(failed)?)).await?;
+        length = Some(size_of(&record)?.bytes());
     }
+    out.set_len(length.ok_or(missing)?).map_err(failed)
 }
 
 /// The pieces of a segment that lead from its beginning as far as possible.

@@ -155,11 +155,14 @@ fn show_recoverable(session: &Session<'_>, source: &SourceName, found: &Recovera
         out.line(format!("{source}: recoverable from {from} to {to}"));
     }
     let hint = "recovery cannot pass it: take a new backup; find out what removed it";
+    let holes = || spans.iter().flat_map(|span| &span.holes);
     for gap in &found.log.gaps {
-        out.complain(
-            &format!("{source}: {} is missing in the archive, before {}", gap.missing, gap.before),
-            Some(hint),
-        );
+        // A gap names the last segment that is missing; the listing knows the first.
+        let what = match holes().find(|hole| hole.count > 1 && gap.missing.ends_with(&hole.last)) {
+            Some(hole) => format!("{} to {}", hole.first, hole.last),
+            None => gap.missing.clone(),
+        };
+        out.complain(&format!("{source}: {what} is missing in the archive, before {}", gap.before), Some(hint));
     }
     for damaged in &found.log.damage {
         out.complain(&format!("{source}: {}: {}", damaged.id, damaged.problem), Some(hint));
