@@ -105,7 +105,47 @@ fn cover(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::cover;
+    use std::sync::Arc;
+
+    use backup_core::SourceName;
+    use backup_core::log::SegmentMeta;
+    use backup_testkit::MemoryLog;
+    use serde_json::json;
+
+    use super::*;
+    use crate::wal::SegmentSize;
+
+    #[tokio::test]
+    async fn pieces_are_fetched_when_they_will_do_and_nothing_is_left_of_what_is_not_there() {
+        let log = SegmentLog::new(Arc::new(MemoryLog::default()), SourceName::new("db").unwrap());
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let (whole, pieced) = (WalSegment::numbered(1, 3, size), WalSegment::numbered(1, 4, size));
+        let details = [("segment_size".to_owned(), json!(size.bytes()))];
+        let meta = SegmentMeta { details: details.into(), ..SegmentMeta::default() };
+        let put = async |file: WalFile, content: &[u8]| {
+            let content = Box::new(std::io::Cursor::new(content.to_vec()));
+            log.put(&file.id().unwrap(), meta.clone(), content).await.unwrap();
+        };
+        put(WalFile::Segment(whole), &vec![7; 1 << 20]).await;
+        put(WalFile::Piece(pieced, 0, 5), b"begin").await;
+        put(WalFile::Piece(pieced, 3, 9), b"in and").await;
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("file");
+        let left = || std::fs::read_dir(folder.path()).unwrap().count();
+        fetch_whole(&log, whole, &to).await.unwrap();
+        assert!(std::fs::read(&to).unwrap() == vec![7; 1 << 20]);
+        std::fs::remove_file(&to).unwrap();
+        for missing in [pieced, pieced.next(size)] {
+            assert_eq!(fetch_whole(&log, missing, &to).await.unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(left(), 0);
+        }
+        let missing = WalFile::Segment(pieced.next(size));
+        assert_eq!(fetch(&log, missing, &to).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(left(), 0);
+        fetch(&log, WalFile::Segment(pieced), &to).await.unwrap();
+        let read = std::fs::read(&to).unwrap();
+        assert!(read.len() == 1 << 20 && read.starts_with(b"begin and\0"), "{:?}", &read[..12]);
+    }
 
     #[test]
     fn pieces_that_overlap_are_chosen_so_that_none_is_missing() {

@@ -113,11 +113,11 @@ fn a_restore_of_a_base_backup_onto_a_full_disk_leaves_nothing() {
     std::fs::write(&mine, "not to be touched").unwrap();
     // It is known before the first write.
     refused("restore --target small/out", &small, "do not fit into");
-    assert_eq!(files_below(&small), [mine.clone()]);
+    assert_eq!(files_below(&small), std::slice::from_ref(&mine));
     // Only writing tells, when it is another disk than the one that was looked at.
     let moved = format!("restore --target out --tablespace {}={}", space.display(), small.join("space").display());
     refused(&moved, &small, "No space left on device");
-    assert_eq!(files_below(&small), [mine.clone()]);
+    assert_eq!(files_below(&small), std::slice::from_ref(&mine));
     assert!(!machine.path("small/space").exists() && !machine.path("out/db").exists());
     // What is written over is not looked at; no server can start on what is left.
     std::fs::create_dir_all(machine.path("small/over/db/data")).unwrap();
