@@ -265,25 +265,40 @@ pub struct Gap {
 
 /// Looks for holes in the records of segments, in the order of their log: predecessors that are not there, and
 /// positions that do not join. The first of a chain may name a predecessor that was never archived: that is where the
-/// window begins, not a hole.
+/// window begins, not a hole. A timeline may begin where a segment of the one before ends. Segments of a timeline may
+/// overlap (what is archived in parts first, and as a whole later). Files beside the log, without a span, are passed over.
 #[must_use]
 pub fn gaps<'a>(records: impl IntoIterator<Item = &'a SegmentRecord>) -> Vec<Gap> {
     let mut gaps = Vec::new();
     let mut known: BTreeSet<&SegmentId> = BTreeSet::new();
-    let mut last: Option<&SegmentRecord> = None;
+    // What several name as missing is told once.
+    let mut told: BTreeSet<&SegmentId> = BTreeSet::new();
+    // Where the segments of this timeline, and of the one before it, end.
+    let (mut ends, mut ends_before) = (BTreeSet::new(), BTreeSet::new());
+    let mut last: Option<(&SegmentRecord, Span)> = None;
     for record in records {
+        let Some(span) = record.meta.span else { continue };
+        let begins = last.is_none_or(|(last, _)| last.id.timeline != record.id.timeline);
+        if begins {
+            ends_before = std::mem::take(&mut ends);
+        }
         let gap = |missing: String| Gap { before: record.id.clone(), missing };
-        if let (Some(last), Some(predecessor)) = (last, &record.meta.predecessor) {
+        if let (Some((last, before)), Some(predecessor)) = (last, &record.meta.predecessor) {
+            let reach = if last.id == *predecessor { Some(before.end) } else { ends.last().copied() };
             if !known.contains(predecessor) {
-                gaps.push(gap(format!("the segment {predecessor}")));
-            } else if let (true, Some(a), Some(b)) = (last.id == *predecessor, last.meta.span, record.meta.span)
-                && a.end != b.start
+                let joins = begins && ends_before.contains(&span.start);
+                if !joins && told.insert(predecessor) {
+                    gaps.push(gap(format!("the segment {predecessor}")));
+                }
+            } else if let Some(reach) = reach
+                && (reach < span.start || (last.id == *predecessor && reach != span.start))
             {
-                gaps.push(gap(format!("the positions {} to {}", a.end, b.start)));
+                gaps.push(gap(format!("the positions {reach} to {}", span.start)));
             }
         }
         known.insert(&record.id);
-        last = Some(record);
+        ends.insert(span.end);
+        last = Some((record, span));
     }
     gaps
 }
@@ -309,5 +324,27 @@ mod tests {
         assert_eq!((hole[0].before.name.as_str(), hole[0].missing.as_str()), ("d", "the segment 1/c"));
         let torn = [record("b", None, 10, 20), record("c", Some("b"), 21, 30)];
         assert_eq!(gaps(&torn)[0].missing, "the positions 20 to 21");
+    }
+
+    #[test]
+    fn parts_of_segments_and_new_timelines_join() {
+        // A whole segment after its parts, and the next one, of which there are parts only.
+        let part = |name: &str, start: u64, end: u64| record(name, Some("b"), start, end);
+        let parts = [record("b", Some("a"), 10, 20), record("c", Some("b"), 20, 30), part("c.0-5", 20, 25)];
+        let next = [record("d.0-3", Some("c"), 30, 33), record("d.3-6", Some("c"), 33, 36)];
+        assert!(gaps(parts.iter().chain(&next)).is_empty());
+        assert_eq!(gaps(parts.iter().chain(&next[1..]))[0].missing, "the positions 30 to 33");
+        // Another timeline leaves in the midst of `c`, or at its end, which it cannot name.
+        let on_two = |mut record: SegmentRecord, predecessor: Option<&str>| {
+            record.id.timeline = Timeline::new("2").unwrap();
+            if let (Some(name), Some(before)) = (predecessor, &mut record.meta.predecessor) {
+                (before.timeline, before.name) = (record.id.timeline.clone(), SegmentName::new(name).unwrap());
+            }
+            record
+        };
+        assert!(gaps(parts.iter().chain([&on_two(record("c", Some("b"), 20, 30), None)])).is_empty());
+        assert!(gaps(parts.iter().chain([&on_two(record("d", Some("c"), 30, 40), Some("c"))])).is_empty());
+        let later = on_two(record("e", Some("d"), 40, 50), Some("d"));
+        assert_eq!(gaps(parts.iter().chain([&later]))[0].missing, "the segment 2/d");
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,6 +28,10 @@ pub use stream::TlsStream;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// A file of certificates that is longer is none: the whole system's store has a fifth of it.
 const MAX_PEM_BYTES: u64 = 4 * 1024 * 1024;
+/// Those of large authorities have some tens of megabytes.
+const MAX_REVOKED_BYTES: u64 = 64 * 1024 * 1024;
+/// A folder of lists has one or two for each authority.
+const MAX_REVOKED_FILES: usize = 256;
 
 /// How a connection is made private, and how far the server must prove who it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +41,10 @@ pub struct TlsConfig {
     /// then trusted as it is. By default the system's authorities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+    /// Lists of certificates that their authorities have revoked: PEM files, or folders of them. When there is any, each
+    /// certificate on the way to the authority must have a list that is in force, and not be on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crl: Vec<PathBuf>,
     /// The certificate that we show to the server, a PEM file, with those of its issuers behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<PathBuf>,
@@ -69,13 +77,14 @@ impl TlsConfig {
     #[must_use]
     pub fn in_folder(self, folder: &Path) -> Self {
         let join = |path: Option<PathBuf>| path.map(|path| folder.join(path));
-        Self { ca: join(self.ca), cert: join(self.cert), key: join(self.key), ..self }
+        let crl = self.crl.iter().map(|path| folder.join(path)).collect();
+        Self { ca: join(self.ca), crl, cert: join(self.cert), key: join(self.key), ..self }
     }
 
     /// Looks, without reading any file, whether the settings fit together.
     ///
     /// # Errors
-    /// [`ErrorKind::Plan`] for a certificate without its key, or a `ca` that nobody would look at.
+    /// [`ErrorKind::Plan`] for a certificate without its key, or a `ca` or `crl` that nobody would look at.
     pub fn check(&self) -> Result<()> {
         let fault = |message: &'static str| Error::new(ErrorKind::Plan, message);
         if self.cert.is_some() != self.key.is_some() {
@@ -83,6 +92,10 @@ impl TlsConfig {
         }
         if self.verify == Verification::None && self.ca.is_some() {
             return Err(fault("`tls` names a `ca`, and `verify: none` trusts everybody")
+                .hint("leave one of them out; `verify: ca` accepts any name of the server"));
+        }
+        if self.verify == Verification::None && !self.crl.is_empty() {
+            return Err(fault("`tls` names a `crl`, and `verify: none` trusts everybody")
                 .hint("leave one of them out; `verify: ca` accepts any name of the server"));
         }
         Ok(())
@@ -104,7 +117,7 @@ impl TlsConnector {
     pub fn new(config: &TlsConfig, host: &str) -> Result<Self> {
         config.check()?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let trust = trust::Trust::new(config.verify, config.ca.as_deref(), provider.signature_verification_algorithms)?;
+        let trust = trust::Trust::new(config, &provider)?;
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|source| Error::new(ErrorKind::Internal, "the TLS library has no protocol").caused_by(source))?
@@ -166,14 +179,39 @@ fn server_name(config: &TlsConfig, host: &str) -> Result<ServerName<'static>> {
 
 /// Every certificate of a PEM file.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let text = read(path)?;
+    let text = read(path, MAX_PEM_BYTES)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let found = found.map_err(|source| no_pem("certificate", path).caused_by(source))?;
     if found.is_empty() { Err(no_pem("certificate", path)) } else { Ok(found) }
 }
 
+/// Every revocation list of a PEM file, or of the files in a folder; whatever else is in them is not looked at.
+fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
+    let failed = |source: std::io::Error| {
+        Error::new(ErrorKind::Plan, format!("the revocation lists in {} cannot be read", path.display()))
+            .caused_by(source)
+    };
+    let mut files = vec![path.to_owned()];
+    if std::fs::metadata(path).map_err(failed)?.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(failed)?.take(MAX_REVOKED_FILES + 1);
+        files = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed)?;
+        if files.len() > MAX_REVOKED_FILES {
+            let message = format!("{} has more than {MAX_REVOKED_FILES} files", path.display());
+            return Err(Error::new(ErrorKind::Plan, message).hint("let it hold the revocation lists alone"));
+        }
+    }
+    let mut lists = Vec::new();
+    for file in files.iter().filter(|file| file.is_file()) {
+        let text = read(file, MAX_REVOKED_BYTES)?;
+        let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
+        lists.extend(found.map_err(|source| no_pem("revocation list", file).caused_by(source))?);
+    }
+    // None at all would switch off what was asked for.
+    if lists.is_empty() { Err(no_pem("revocation list", path)) } else { Ok(lists) }
+}
+
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    let text = zeroize::Zeroizing::new(read(path)?);
+    let text = zeroize::Zeroizing::new(read(path, MAX_PEM_BYTES)?);
     // Not its cause: what cannot be parsed may be quoted there.
     PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
         let encrypted = String::from_utf8_lossy(&text).contains("ENCRYPTED");
@@ -191,12 +229,12 @@ fn no_pem(what: &str, path: &Path) -> Error {
         .hint(format!("it must hold a {what} in PEM form: -----BEGIN …"))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |source: std::io::Error| {
         Error::new(ErrorKind::Plan, format!("the TLS file {} cannot be read", path.display())).caused_by(source)
     };
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_PEM_BYTES {
-        return Err(Error::new(ErrorKind::Plan, format!("{} is too long for a certificate", path.display())));
+    if std::fs::metadata(path).map_err(failed)?.len() > limit {
+        return Err(Error::new(ErrorKind::Plan, format!("{} is too long for what it shall hold", path.display())));
     }
     std::fs::read(path).map_err(failed)
 }

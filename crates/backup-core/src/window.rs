@@ -130,13 +130,17 @@ fn chains(records: &[SegmentRecord], gaps: &[Gap]) -> Vec<Chain> {
         let (from, to) = (record.meta.marks.first(), record.meta.marks.last());
         match chains.last_mut().filter(|_| !is_broken) {
             Some(chain) => {
+                chain.stored_bytes += record.stored_bytes;
+                // A part of what is there as a whole adds nothing. What a timeline had after another one left it is lost.
+                if span.end <= chain.end && record.id.timeline == chain.last.timeline {
+                    continue;
+                }
                 chain.last = record.id.clone();
                 chain.end = span.end;
                 chain.from = chain.from.or(from.map(|mark| mark.time));
                 chain.to = to.map(|mark| mark.time).or(chain.to);
                 chain.stored = record.stored;
                 chain.segments += 1;
-                chain.stored_bytes += record.stored_bytes;
             }
             None => chains.push(Chain {
                 first: record.id.clone(),

@@ -78,6 +78,77 @@ async fn a_server_is_believed_as_far_as_the_plan_says() {
     }
 }
 
+/// Lists of revoked certificates: files and folders, in force and not, of the right authority and of another one.
+#[tokio::test]
+async fn a_certificate_that_was_revoked_is_not_believed() {
+    let (authority, stranger) = (Certificates::new(), Certificates::named("another authority"));
+    let (revoked, good) = (authority.server(), authority.server());
+    let impostor = Certificates::new();
+    let before = authority.revoked();
+    authority.revoke(&revoked);
+    let list = authority.revoked();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(&list, folder.path().join("0a1b2c3d.r0")).unwrap();
+    std::fs::copy(stranger.revoked(), folder.path().join("4d3c2b1a.r0")).unwrap();
+    std::fs::copy(authority.ca(), folder.path().join("0a1b2c3d.0")).unwrap();
+    let folder = folder.path().to_owned();
+    let cases = [
+        (&revoked, vec![], None),
+        (&revoked, vec![before.clone()], None),
+        (&revoked, vec![list.clone()], Some("was revoked by its authority")),
+        (&revoked, vec![folder.clone()], Some("was revoked by its authority")),
+        (&revoked, vec![stranger.revoked(), list.clone()], Some("was revoked by its authority")),
+        (&revoked, vec![stranger.revoked()], Some("no revocation list")),
+        // Of the same name, which is not enough.
+        (&revoked, vec![impostor.revoked()], Some("not made by the authority")),
+        (&good, vec![list.clone()], None),
+        (&good, vec![folder], None),
+        (&good, vec![authority.revoked_out_of_date()], Some("out of date")),
+    ];
+    let servers =
+        [&revoked, &good].map(|identity| (identity, server(&authority, identity, ClientCertificate::NotAsked, &[])));
+    // Naming the very certificate does not help against its authority.
+    let both = authority.ca().with_file_name("both.pem");
+    let pem = [authority.ca(), revoked.certificate.clone()].map(|path| std::fs::read_to_string(path).unwrap());
+    std::fs::write(&both, pem.concat()).unwrap();
+    for (identity, crl, refused) in cases {
+        let (_, server) = servers.iter().find(|(one, _)| *one == identity).unwrap();
+        for (verify, name) in [(Verification::Full, "localhost"), (Verification::Ca, "another")] {
+            for ca in [authority.ca(), both.clone()] {
+                let named = identity == &revoked && ca == both;
+                let config = TlsConfig { ca: Some(ca), crl: crl.clone(), verify, ..TlsConfig::default() };
+                let answer = ask(server.port(), &config, name).await;
+                let case = format!("{verify:?} {crl:?}: {answer:?}");
+                match refused.filter(|words| !named || words.contains("was revoked")) {
+                    None => assert_eq!(answer.expect(&case), PONG),
+                    Some(words) => {
+                        let error = answer.unwrap_err();
+                        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{case}");
+                        assert!(error.message().contains(words) && error.remedy().is_some(), "{case}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn revocation_lists_that_cannot_be_used_are_refused_by_name() {
+    let authority = Certificates::new();
+    let empty = tempfile::tempdir().unwrap();
+    let of = |crl: &std::path::Path, verify| {
+        let ca = Some(authority.ca()).filter(|_| verify != Verification::None);
+        TlsConnector::new(&TlsConfig { ca, crl: vec![crl.to_owned()], verify, ..TlsConfig::default() }, "localhost")
+    };
+    for path in [empty.path().to_owned(), authority.ca(), empty.path().join("nothing")] {
+        let error = of(&path, Verification::Full).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Plan, "{error:?}");
+        assert!(error.message().contains(path.to_str().unwrap()), "{error:?}");
+    }
+    let error = of(&authority.revoked(), Verification::None).unwrap_err();
+    assert!(error.message().contains("`crl`"), "{error:?}");
+}
+
 #[tokio::test]
 async fn the_system_does_not_know_an_authority_of_ours() {
     let authority = Certificates::new();

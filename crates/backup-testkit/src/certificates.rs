@@ -11,8 +11,8 @@ const VALID: (&str, &str) = ("20200101000000Z", "20991231235959Z");
 const EXPIRED: (&str, &str) = ("20200101000000Z", "20210101000000Z");
 const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
 const CONFIGURATION: &str = "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nnew_certs_dir=.\ncertificate=ca.crt\n\
-    private_key=ca.key\ndefault_md=sha256\npolicy=any\nunique_subject=no\nrand_serial=yes\n[any]\ncommonName=supplied\n\
-    [req]\ndistinguished_name=none\n[none]\n";
+    private_key=ca.key\ncrlnumber=crlnumber\ncrl_extensions=list\ndefault_md=sha256\npolicy=any\nunique_subject=no\nrand_serial=yes\n[any]\ncommonName=supplied\n\
+    [list]\nauthorityKeyIdentifier=keyid\n[req]\ndistinguished_name=none\n[none]\n";
 
 /// An authority.
 #[derive(Debug)]
@@ -38,13 +38,23 @@ impl Certificates {
     /// When openssl is not installed (`apt-get install openssl`).
     #[must_use]
     pub fn new() -> Self {
+        Self::named("an authority for tests")
+    }
+
+    /// Makes an authority that is called `name`.
+    ///
+    /// # Panics
+    /// As [`Certificates::new`].
+    #[must_use]
+    pub fn named(name: &str) -> Self {
         let authority = Self { folder: tempfile::tempdir().expect("a temporary folder"), made: AtomicUsize::new(0) };
         std::fs::write(authority.path("conf"), CONFIGURATION).expect("write the configuration");
         std::fs::write(authority.path("index"), "").expect("write the index");
-        let subject =
-            ["-config", "conf", "-subj", "/CN=an authority for tests", "-addext", "basicConstraints=critical,CA:TRUE"];
+        let subject = format!("/CN={name}");
+        let subject = ["-config", "conf", "-subj", &subject, "-addext", "basicConstraints=critical,CA:TRUE"];
         let files = ["-keyout", "ca.key", "-out", "ca.crt", "-days", "3650"];
         authority.openssl(&[&["req", "-x509"], &NEW_KEY[..], &subject, &files].concat());
+        std::fs::write(authority.path("crlnumber"), "01").expect("write the number of the next list");
         authority
     }
 
@@ -88,6 +98,30 @@ impl Certificates {
             ["-addext", "basicConstraints=critical,CA:TRUE", "-keyout", key, "-out", certificate, "-days", "3650"];
         self.openssl(&[&["req", "-x509"], &NEW_KEY[..], &subject, &files].concat());
         identity
+    }
+
+    /// Takes a certificate back; lists that are made from now on have it.
+    pub fn revoke(&self, identity: &Identity) {
+        self.openssl(&["ca", "-config", "conf", "-revoke", path_text(&identity.certificate)]);
+    }
+
+    /// A new list of what was revoked, a PEM file of its own.
+    #[must_use]
+    pub fn revoked(&self) -> PathBuf {
+        self.list(VALID)
+    }
+
+    /// The same, which was in force until some years ago.
+    #[must_use]
+    pub fn revoked_out_of_date(&self) -> PathBuf {
+        self.list(EXPIRED)
+    }
+
+    fn list(&self, (start, end): (&str, &str)) -> PathBuf {
+        let list = self.path(&format!("list-{}.crl", self.made.fetch_add(1, Ordering::Relaxed)));
+        let dates = ["-crl_lastupdate", start, "-crl_nextupdate", end];
+        self.openssl(&[&["ca", "-config", "conf", "-gencrl", "-out", path_text(&list)], &dates[..]].concat());
+        list
     }
 
     fn sign(&self, name: &str, names: Option<&str>, (start, end): (&str, &str)) -> Identity {

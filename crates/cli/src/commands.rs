@@ -11,6 +11,7 @@ mod init;
 mod key;
 mod list;
 mod ls;
+mod recoverable;
 mod restore;
 pub(crate) mod schema;
 mod show;

@@ -164,12 +164,13 @@ impl Endpoint {
 }
 
 /// Connection parameters that a URL may carry.
-const PARAMETERS: [&str; 10] = [
+const PARAMETERS: [&str; 11] = [
     "sslmode",
     "sslrootcert",
     "sslcert",
     "sslkey",
     "sslcrl",
+    "sslcrldir",
     "ssl_min_protocol_version",
     "channel_binding",
     "connect_timeout",

@@ -25,6 +25,14 @@ pub fn server_bytes(input: &[u8]) -> bool {
     one.is_some()
 }
 
+/// A stretch of a write-ahead log. Returns whether a record was read.
+///
+/// # Panics
+/// When the reader is wrong.
+pub fn wal(input: &[u8]) -> bool {
+    crate::wal::fuzzing::walk(input)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

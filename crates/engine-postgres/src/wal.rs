@@ -6,6 +6,8 @@
 mod chain;
 mod ends;
 mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod history;
 mod images;
 mod names;
@@ -18,7 +20,7 @@ mod walk;
 
 pub use chain::{Chain, Hole, Span};
 pub(crate) use ends::End;
-pub use fetch::fetch;
+pub use fetch::{fetch, fetch_whole};
 pub use history::{History, Switch};
 pub(crate) use images::{Fork, PageAddress};
 pub use names::{SegmentSize, WalFile, WalSegment};

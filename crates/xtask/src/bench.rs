@@ -18,7 +18,11 @@ type Bench = (&'static str, &'static str, fn(&Cache, &[String]) -> Result);
 const BENCHES: &[Bench] = &[
     ("files", "first, unchanged and second backup and restore of 2 GiB, against restic and borg", files::run),
     ("redis", "snapshots of five million keys, against redis-cli and a script; reading an RDB", redis::run),
-    ("postgres", "base backups, restores, the log, against pg_basebackup, pg_receivewal and pgBackRest", postgres::run),
+    (
+        "postgres",
+        "base backups, restores, the log, beside pg_basebackup, pg_receivewal, pgBackRest and barman",
+        postgres::run,
+    ),
     ("measure", "(for the others) runs a command and writes down what it used", measure::run),
 ];
 

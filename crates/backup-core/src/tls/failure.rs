@@ -39,6 +39,11 @@ fn of_tls(source: &io::Error) -> Option<Error> {
     let inner = source.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match inner {
         rustls::Error::InvalidCertificate(fault) => of_certificate(fault),
+        rustls::Error::InvalidCertRevocationList(_) => {
+            let what = "a revocation list was not made by the authority of the server's certificate";
+            Error::new(ErrorKind::PermissionDenied, what)
+                .hint("name a list of each authority on its way with `crl` of `tls`")
+        }
         rustls::Error::AlertReceived(alert) => of_alert(*alert),
         rustls::Error::InvalidMessage(_) | rustls::Error::InappropriateMessage { .. } => no_tls(),
         rustls::Error::PeerIncompatible(_) => too_old(),
@@ -64,7 +69,16 @@ fn of_certificate(fault: &Fault) -> Error {
         Fault::NotValidYet | Fault::NotValidYetContext { .. } => {
             of("the server's certificate is not valid yet".to_owned()).hint("look whether the clocks are right")
         }
-        Fault::Revoked => of("the server's certificate was revoked".to_owned()).hint("renew it"),
+        Fault::Revoked => of("the server's certificate was revoked by its authority".to_owned())
+            .hint("give the server a new one; somebody else may hold the key of the old one"),
+        Fault::UnknownRevocationStatus => {
+            of("no revocation list tells whether the server's certificate was revoked".to_owned())
+                .hint("name a list of each authority on its way with `crl` of `tls`")
+        }
+        Fault::ExpiredRevocationList | Fault::ExpiredRevocationListContext { .. } => {
+            of("the revocation list of the server's authority is out of date".to_owned())
+                .hint("fetch the authority's newest list, and look whether the clocks are right")
+        }
         Fault::BadSignature => of("the server does not hold the key of the certificate that it shows".to_owned())
             .hint("somebody may stand between; look at the certificate from the server's own side"),
         _ => of("the server's certificate cannot be accepted".to_owned()).hint(

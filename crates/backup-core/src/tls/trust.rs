@@ -3,17 +3,18 @@
 //! Invariant: whatever is not compared, the server proves that it holds the key of the certificate that it shows; a
 //! channel binding to that certificate would mean nothing otherwise.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::{
+    VerifierBuilderError, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{Verification, certificates};
+use super::{TlsConfig, Verification, certificates, revocations};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Decides about a server's certificate.
@@ -23,12 +24,15 @@ pub(super) struct Trust {
     authorities: Arc<RootCertStore>,
     /// What the plan's file holds: a certificate that stands there is believed as it is, also when it is its own authority.
     named: Vec<CertificateDer<'static>>,
+    /// Looks at revocation lists, too, when the plan names some.
+    revoked: Option<Arc<WebPkiServerVerifier>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Trust {
-    pub(super) fn new(verify: Verification, ca: Option<&Path>, algorithms: WebPkiSupportedAlgorithms) -> Result<Self> {
-        let (authorities, named) = match (verify, ca) {
+    pub(super) fn new(config: &TlsConfig, provider: &Arc<CryptoProvider>) -> Result<Self> {
+        let verify = config.verify;
+        let (authorities, named) = match (verify, config.ca.as_deref()) {
             (Verification::None, _) => (Arc::new(RootCertStore::empty()), Vec::new()),
             (_, None) => (of_the_system()?, Vec::new()),
             (_, Some(path)) => {
@@ -42,8 +46,68 @@ impl Trust {
                 (Arc::new(authorities), named)
             }
         };
-        Ok(Self { verify, authorities, named, algorithms })
+        let revoked = revocation_verifier(config, &authorities, provider)?;
+        let algorithms = provider.signature_verification_algorithms;
+        Ok(Self { verify, authorities, named, revoked, algorithms })
     }
+
+    /// Whether an authority vouches for the certificate, and has not taken that back.
+    fn vouched(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let Some(revoked) = &self.revoked else {
+            let certificate = ParsedCertificate::try_from(end_entity)?;
+            let (authorities, algorithms) = (&self.authorities, self.algorithms.all);
+            return verify_server_cert_signed_by_trust_anchor(
+                &certificate,
+                authorities,
+                intermediates,
+                now,
+                algorithms,
+            );
+        };
+        match revoked.verify_server_cert(end_entity, intermediates, name, &[], now) {
+            // It comes to the name when everything else is right; how far that matters is decided elsewhere.
+            Ok(_)
+            | Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it is to be believed for standing in the plan's file. One that an authority has revoked is not.
+    fn is_named(&self, end_entity: &CertificateDer<'_>, vouched: &Result<(), rustls::Error>) -> bool {
+        let is_revoked = matches!(vouched, Err(rustls::Error::InvalidCertificate(CertificateError::Revoked)) if self.revoked.is_some());
+        self.named.contains(end_entity) && !is_revoked
+    }
+}
+
+/// What looks at the revocation lists of the plan.
+fn revocation_verifier(
+    config: &TlsConfig,
+    authorities: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Option<Arc<WebPkiServerVerifier>>> {
+    if config.crl.is_empty() || config.verify == Verification::None {
+        return Ok(None);
+    }
+    let mut lists = Vec::new();
+    for path in &config.crl {
+        lists.extend(revocations(path)?);
+    }
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::clone(authorities), Arc::clone(provider));
+    let built = builder.with_crls(lists).enforce_revocation_expiration().build();
+    built.map(Some).map_err(|source: VerifierBuilderError| {
+        let names: Vec<String> = config.crl.iter().map(|path| path.display().to_string()).collect();
+        Error::new(ErrorKind::Plan, format!("a revocation list in {} cannot be used", names.join(", ")))
+            .hint("it must be of version 2 (`openssl crl -text -in FILE`; `crl_extensions` of openssl's configuration)")
+            .caused_by(source)
+    })
 }
 
 /// The system's authorities: the files that OpenSSL would read, `SSL_CERT_FILE` and `SSL_CERT_DIR` included.
@@ -82,10 +146,9 @@ impl ServerCertVerifier for Trust {
             return Ok(ServerCertVerified::assertion());
         }
         let certificate = ParsedCertificate::try_from(end_entity)?;
-        if !self.named.contains(end_entity) {
-            let (authorities, algorithms) = (&self.authorities, self.algorithms.all);
-            verify_server_cert_signed_by_trust_anchor(&certificate, authorities, intermediates, now, algorithms)
-                .map_err(signed_by_another)?;
+        let vouched = self.vouched(end_entity, intermediates, server_name, now);
+        if !self.is_named(end_entity, &vouched) {
+            vouched.map_err(signed_by_another)?;
         }
         if self.verify == Verification::Full {
             verify_server_name(&certificate, server_name)?;

@@ -5,16 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backup_core::engine::Candidate;
+use backup_core::Result;
 use backup_core::log::LogStore;
 use backup_core::sink::Sink;
-use backup_core::snapshots::candidates;
-use backup_core::window::{LogOverview, Window, overview};
-use backup_core::{Result, SegmentLog};
+use backup_core::window::{LogOverview, Window};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
+use super::recoverable::Recoverable;
 use crate::args::StatusArgs;
 use crate::exit::Exit;
 use crate::output::{self, Align, Table};
@@ -88,19 +87,7 @@ async fn status(
     sink: &dyn Sink,
     logs: Option<&Arc<dyn LogStore>>,
 ) -> Result<Status> {
-    let cx = session.context(part.name());
-    let candidates = candidates(sink, &stack.plan.name, part.name()).await?;
-    let candidates: Vec<Candidate> =
-        candidates.into_iter().filter(|candidate| candidate.record.is_complete()).collect();
-    let log = match logs {
-        Some(logs) => {
-            let log = SegmentLog::new(Arc::clone(logs), part.name().clone());
-            cx.unless_cancelled(overview(&cx, &log)).await?
-        }
-        None => LogOverview::default(),
-    };
-    let windows = log.windows(&candidates);
-    let snapshot = candidates.last().map(|candidate| candidate.record.started);
+    let Recoverable { log, windows, snapshot } = Recoverable::look(session, stack, part, sink, logs).await?;
     let end = windows.last().map(|window| window.to).max(snapshot);
     let lag = end.map(|end| Duration::try_from(Timestamp::now().duration_since(end)).unwrap_or_default());
     let followed = part.engine.follower.is_some();

@@ -6,15 +6,20 @@ use crate::support::tree::describe;
 use crate::support::{Machine, files_below, run_tool, tool, write_random};
 
 /// A small file system in memory, unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(folder: &Path, mebibytes: u32) -> Self {
+    pub(crate) fn mount(folder: &Path, mebibytes: u32) -> Self {
         assert!(rustix::process::geteuid().is_root(), "run the tests as root: a full disk needs a mount");
         std::fs::create_dir_all(folder).unwrap();
         let options = format!("size={mebibytes}m,mode=755");
         run_tool(tool("mount").args(["-t", "tmpfs", "-o", &options, "stackward-test"]).arg(folder));
         Self(folder.to_owned())
+    }
+
+    /// Makes room.
+    pub(crate) fn grow(&self, mebibytes: u32) {
+        run_tool(tool("mount").args(["-o", &format!("remount,size={mebibytes}m")]).arg(&self.0));
     }
 }
 
@@ -49,7 +54,7 @@ fn a_full_repository_fails_the_backup_and_keeps_what_was_complete() {
     assert_eq!(describe(&machine.restored("out", "tree", "tree")), before);
     // Once there is room, the next run succeeds without any repair.
     std::fs::remove_file(machine.path("tree/second")).unwrap();
-    run_tool(tool("mount").args(["-o", "remount,size=60m"]).arg(&disk.0));
+    disk.grow(60);
     machine.good("backup");
     machine.good("verify --all");
 }

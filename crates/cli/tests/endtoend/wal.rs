@@ -1,5 +1,8 @@
 //! `stackward wal`: a real server archives through `wal push`, another one recovers through `wal fetch`.
 
+mod agree;
+mod full_disk;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -206,7 +209,13 @@ struct Receiver(std::process::Child);
 
 impl Receiver {
     fn start(archive: &Archive) -> Self {
+        Self::start_with(archive, &std::env::temp_dir())
+    }
+
+    /// With this folder for temporary files.
+    fn start_with(archive: &Archive, temporary: &Path) -> Self {
         let mut command = crate::support::stackward(archive.machine.root(), &["--quiet", "wal", "receive"]);
+        command.env("TMPDIR", temporary);
         Self(command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap())
     }
 
@@ -240,7 +249,8 @@ impl Receiver {
     /// Waits until what is in the log now was sent, if not archived.
     fn was_sent(&mut self, server: &PrivatePostgres) {
         let lsn = server.sql("postgres", "select pg_current_wal_flush_lsn()");
-        self.wait(server, &format!("(select sent_lsn >= '{lsn}' from pg_stat_replication)"));
+        let ours = "pid = (select active_pid from pg_replication_slots where slot_name = 'stackward_main_db')";
+        self.wait(server, &format!("(select sent_lsn >= '{lsn}' from pg_stat_replication where {ours})"));
     }
 
     /// As `kill -9` does.

@@ -12,6 +12,10 @@ use serde::Serialize;
 use super::history::{History, Switch};
 use super::names::{SegmentSize, WalFile, WalSegment};
 
+/// Nobody replays more segments than this onto one base backup: 64 TiB, when they have the usual length. An archive in which
+/// there are more has a segment with a name that no server gave.
+const MAX_NEEDED: u64 = 1 << 22;
+
 /// The segments of an archive.
 #[derive(Debug, Clone)]
 pub struct Chain {
@@ -162,7 +166,9 @@ impl Chain {
             .next_back()
             .map(|((_, number), reach)| (number, reach))
             .unzip();
-        let pieces = number.zip(reach).map(|(number, reach)| Lsn(number * self.size.bytes() + u64::from(*reach)));
+        let pieces = number
+            .zip(reach)
+            .map(|(number, reach)| Lsn(number.saturating_mul(self.size.bytes()).saturating_add(u64::from(*reach))));
         whole.max(pieces)
     }
 
@@ -223,7 +229,8 @@ impl Chain {
     /// At a switch the segment is taken from the descendant, as the server does.
     ///
     /// # Errors
-    /// As [`Chain::ancestry`]; [`ErrorKind::NotFound`] when `timeline` does not descend from that position.
+    /// As [`Chain::ancestry`]; [`ErrorKind::NotFound`] when `timeline` does not descend from that position;
+    /// [`ErrorKind::Incomplete`] when they are too many to be true.
     pub fn needed(&self, start_timeline: u32, from: Lsn, timeline: u32, to: Lsn) -> Result<Vec<WalSegment>> {
         let ancestry = self.ancestry(timeline)?;
         let apart = || {
@@ -247,6 +254,14 @@ impl Chain {
             } else {
                 end.0.div_ceil(self.size.bytes())
             };
+            if until.saturating_sub(number) > MAX_NEEDED {
+                let last = WalSegment::numbered(*each, until - 1, self.size);
+                return Err(Error::new(
+                    ErrorKind::Incomplete,
+                    format!("{} segments lie before {last}", until - number),
+                )
+                .hint("look whether a server wrote the last one; recover to a moment with `--to-lsn`, `--to-time`"));
+            }
             while number < until {
                 needed.push(WalSegment::numbered(*each, number, self.size));
                 number += 1;
@@ -363,6 +378,15 @@ pub(super) mod tests {
         assert_eq!(chain.reach(1, Lsn(5 * MIB + 5000), 1).unwrap(), None);
         chain.pieces.insert((1, 7), 100);
         assert_eq!(chain.reach(1, Lsn(3 * MIB), 1).unwrap(), Some(Lsn(5 * MIB + 4096)), "6 is missing");
+    }
+
+    #[test]
+    fn a_name_at_the_end_of_all_positions_costs_no_memory() {
+        let chain = chain(&[(1, &[3, 4, (1 << 44) - 1])], &[]);
+        let error = chain.needed(1, Lsn(3 * MIB), 1, chain.end(1).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Incomplete);
+        assert!(error.message().contains("00000001FFFFFFFF00000FFF"), "{error}");
+        assert_eq!(chain.needed(1, Lsn(3 * MIB), 1, Lsn(5 * MIB)).unwrap().len(), 2);
     }
 
     #[test]

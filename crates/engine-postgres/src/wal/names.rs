@@ -70,16 +70,16 @@ impl WalSegment {
         u64::from(self.log) * size.per_log() + u64::from(self.segment)
     }
 
-    /// The position of its first byte.
+    /// The position of its first byte. (Names that no server gives are at the end of all positions.)
     #[must_use]
     pub fn start(self, size: SegmentSize) -> Lsn {
-        Lsn(self.number(size) * size.bytes())
+        Lsn(self.number(size).saturating_mul(size.bytes()))
     }
 
     /// The position after its last byte.
     #[must_use]
     pub fn end(self, size: SegmentSize) -> Lsn {
-        Lsn((self.number(size) + 1) * size.bytes())
+        Lsn((self.number(size) + 1).saturating_mul(size.bytes()))
     }
 
     /// The one before it on the same timeline; `None` for the first of all.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::log::{Mark, SegmentMeta, SegmentRecord, Span};
+use backup_core::log::{Mark, SegmentId, SegmentMeta, SegmentRecord, Span};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -84,7 +84,7 @@ pub fn describe(path: &Path) -> Result<Pushed> {
 pub(super) fn segment_meta(segment: WalSegment, header: &PageHeader) -> Result<SegmentMeta> {
     let size = header.segment_size;
     let mut meta = SegmentMeta {
-        predecessor: segment.previous(size).map(|before| WalFile::Segment(before).id()).transpose()?,
+        predecessor: predecessor(segment, header)?,
         span: Some(Span { start: segment.start(size).0, end: segment.end(size).0 }),
         ..SegmentMeta::default()
     };
@@ -92,6 +92,12 @@ pub(super) fn segment_meta(segment: WalSegment, header: &PageHeader) -> Result<S
     meta.details.insert("system".to_owned(), json!(header.system.to_string()));
     meta.details.insert("page_magic".to_owned(), json!(header.magic));
     Ok(meta)
+}
+
+/// The segment before one. The first page of a timeline's first segment is of the timeline that it left.
+pub(super) fn predecessor(segment: WalSegment, header: &PageHeader) -> Result<Option<SegmentId>> {
+    let before = segment.previous(header.segment_size);
+    before.map(|before| WalFile::Segment(WalSegment { timeline: header.timeline, ..before }).id()).transpose()
 }
 
 /// What the archive is told of a history: its content, so that chains can be followed without a private key.

@@ -55,6 +55,8 @@ pub(crate) struct Walker {
     size: u64,
     page: u64,
     system: u64,
+    /// Where the walk began.
+    begin: u64,
     /// The position of the next byte.
     at: u64,
     state: State,
@@ -105,6 +107,7 @@ impl Walker {
             size: size.bytes(),
             page: DEFAULT_PAGE,
             system,
+            begin: start.0,
             at: start.0,
             state: State::Passing(0),
             record: None,
@@ -137,13 +140,21 @@ impl Walker {
         Lsn(self.at)
     }
 
+    /// What it holds of the log.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.header.capacity() + self.record.as_ref().map_or(0, |record| record.body.capacity())
+    }
+
     /// The next bytes of the log. After a fault they are passed over.
     pub(crate) fn push(&mut self, mut data: &[u8], each: &mut dyn FnMut(&Record)) {
         while !data.is_empty() && self.fault.is_none() {
+            // A header may have come in part already.
+            let here = self.at - self.header.len() as u64;
             let used = match self.step(data, each) {
                 Ok(used) => used,
                 Err(why) => {
-                    let at = self.record.as_ref().map_or(Lsn(self.at), |record| record.start);
+                    let at = self.record.as_ref().map_or(Lsn(here), |record| record.start);
                     self.fault = Some(Fault { at, why });
                     return;
                 }
@@ -210,21 +221,32 @@ impl Walker {
             self.page = page;
         }
         self.magic = magic;
+        self.go_on(start, info, rest).map(|()| used)
+    }
+
+    /// What the page at `start` says of the record that the page before left unfinished.
+    fn go_on(&mut self, start: u64, info: u16, rest: u64) -> Result<(), &'static str> {
+        let continues = info & CONTINUES != 0;
+        if start == self.begin {
+            self.state = State::Passing(if continues { rest } else { 0 });
+            return Ok(());
+        }
         if info & OVERWRITES != 0 {
             // The record before was given up by a server that crashed while it wrote it.
-            self.record = None;
-        } else if let Some(record) = &self.record {
-            let missing = u64::from(record.total.saturating_sub(record.got));
-            if info & CONTINUES == 0 || rest != missing {
-                return Err("the record does not go on, on the next page");
-            }
-        } else if info & CONTINUES != 0 {
-            match &mut self.state {
-                State::Passing(count) => *count = rest,
-                _ => return Err("the page goes on with a record that did not begin"),
-            }
+            (self.record, self.state) = (None, State::Walking);
+            return Ok(());
         }
-        Ok(used)
+        let missing = match (&self.record, self.state) {
+            (Some(record), _) => u64::from(record.total.saturating_sub(record.got)),
+            (None, State::Passing(count)) => count,
+            (None, State::Walking | State::Idle) => 0,
+        };
+        match (missing, continues) {
+            (0, false) => Ok(()),
+            (0, true) => Err("the page goes on with a record that did not begin"),
+            (missing, true) if rest == missing => Ok(()),
+            _ => Err("the record does not go on, on the next page"),
+        }
     }
 
     fn continue_record(&mut self, data: &[u8], each: &mut dyn FnMut(&Record)) -> Result<usize, &'static str> {
@@ -415,6 +437,32 @@ mod tests {
         let mut seen = Vec::new();
         walker.push(&bytes[SEGMENT as usize..], &mut |record| seen.push((record.start.0, record.end.0)));
         assert_eq!((seen, walker.fault()), (records[1..].to_vec(), None));
+    }
+
+    #[test]
+    fn a_record_from_before_the_walk_goes_on_page_by_page_or_was_given_up() {
+        let (bytes, _) = log(&[SEGMENT as usize + 30_000]);
+        let read = |bytes: &[u8]| {
+            let mut walker = Walker::new(Lsn(START + SEGMENT), SegmentSize::new(SEGMENT).unwrap(), SYSTEM);
+            let mut seen = Vec::new();
+            for piece in bytes.chunks(10) {
+                walker.push(piece, &mut |record| seen.push((record.start.0, record.end.0)));
+            }
+            (seen, walker.fault().cloned())
+        };
+        let second = DEFAULT_PAGE as usize;
+        let mut torn = bytes[SEGMENT as usize..].to_vec();
+        torn[second + 16] ^= 1;
+        let at = Lsn(START + SEGMENT + DEFAULT_PAGE);
+        let why = "the record does not go on, on the next page";
+        assert_eq!(read(&torn), (Vec::new(), Some(Fault { at, why })));
+        // A server that crashed gave it up: its place is taken by what comes next.
+        let mut given_up = bytes[SEGMENT as usize..][..second].to_vec();
+        let mut tail = bytes[SEGMENT as usize + second..][..SHORT_HEADER].to_vec();
+        tail[2..4].copy_from_slice(&OVERWRITES.to_ne_bytes());
+        given_up.extend(tail.into_iter().chain(record(START, 50)));
+        let start = at.0 + SHORT_HEADER as u64;
+        assert_eq!(read(&given_up), (vec![(start, (start + 74).next_multiple_of(ALIGN))], None));
     }
 
     #[test]

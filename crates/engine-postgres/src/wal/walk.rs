@@ -29,8 +29,34 @@ struct Pair<O> {
     observer: O,
 }
 
+/// The pair, shared with what the archive writes to.
+pub(super) struct Shared<O>(Arc<Mutex<Option<Pair<O>>>>);
+
+impl<O: Observer> Shared<O> {
+    pub(super) fn new(walker: Walker, observer: O) -> Self {
+        Self(Arc::new(Mutex::new(Some(Pair { walker, observer }))))
+    }
+
+    /// Takes bytes for the walker, without the first `skip` of them.
+    pub(super) fn tap(&self, skip: u64) -> Tap<O> {
+        Tap { pair: Arc::clone(&self.0), skip }
+    }
+
+    /// So many bytes of what begins at `begin` passed already.
+    pub(super) fn passed(&self, begin: Lsn) -> u64 {
+        let pair = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pair.as_ref().map_or(0, |pair| pair.walker.position().0.saturating_sub(begin.0))
+    }
+
+    pub(super) fn take(&self) -> Result<(Walker, O)> {
+        let pair = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lost = || Error::new(ErrorKind::Internal, "a walk through the log was lost");
+        pair.map(|Pair { walker, observer }| (walker, observer)).ok_or_else(lost)
+    }
+}
+
 /// Takes the bytes of a segment, without those that passed already.
-struct Tap<O> {
+pub(super) struct Tap<O> {
     pair: Arc<Mutex<Option<Pair<O>>>>,
     skip: u64,
 }
@@ -63,25 +89,18 @@ pub(crate) async fn walk<O: Observer>(
     observer: O,
 ) -> Result<(Walker, O)> {
     let start = segment.start(chain.segment_size());
-    let pair = Arc::new(Mutex::new(Some(Pair { walker, observer })));
-    let tap = |skip| Box::new(Tap { pair: Arc::clone(&pair), skip });
+    let pair = Shared::new(walker, observer);
+    let tap = |skip| Box::new(pair.tap(skip));
     if chain.has(segment) {
         log.read(&WalFile::Segment(segment).id()?, tap(0)).await?;
     } else {
         for piece in pieces(log, segment).await? {
             let WalFile::Piece(_, from, _) = piece else { continue };
             let begin = Lsn(start.0 + u64::from(from));
-            let passed = pair
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_ref()
-                .map_or(begin, |pair| pair.walker.position());
-            log.read(&piece.id()?, tap(passed.0.saturating_sub(begin.0))).await?;
+            log.read(&piece.id()?, tap(pair.passed(begin))).await?;
         }
     }
-    let pair = pair.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let lost = || Error::new(ErrorKind::Internal, "a walk through the log was lost");
-    pair.map(|Pair { walker, observer }| (walker, observer)).ok_or_else(lost)
+    pair.take()
 }
 
 /// When the last bytes of a segment were received, by the clock of whoever received them.

@@ -116,10 +116,10 @@ async fn tls_proves_both_sides_and_binds_the_login() {
     let certificates = Certificates::new();
     let running = PrivatePostgres::on_loopback(&[]);
     let identity = certificates.server();
-    for (setting, file) in
-        [("ssl_cert_file", identity.certificate), ("ssl_key_file", identity.key), ("ssl_ca_file", certificates.ca())]
+    let (certificate, key) = (&identity.certificate, &identity.key);
+    for (setting, file) in [("ssl_cert_file", certificate), ("ssl_key_file", key), ("ssl_ca_file", &certificates.ca())]
     {
-        running.set(setting, &format!("'{}'", running.adopt(&file).display()));
+        running.set(setting, &format!("'{}'", running.adopt(file).display()));
     }
     running.sql(
         "postgres",
@@ -159,6 +159,22 @@ async fn tls_proves_both_sides_and_binds_the_login() {
     let error = refused(&tcp("localhost", &wrong)).await;
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
     assert!(error.remedy().unwrap().contains("sslrootcert"), "{error:?}");
+    // Lists of what was revoked: a file, then a folder in which the certificate is.
+    let strict_list =
+        |parameter: &str, list: &Path| tcp("localhost", &format!("{strict}&{parameter}={}", list.display()));
+    connects(&strict_list("sslcrl", &certificates.revoked())).await.unwrap();
+    certificates.revoke(&identity);
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("list.r0");
+    std::fs::copy(certificates.revoked(), &list).unwrap();
+    for (parameter, path) in [("sslcrl", list.as_path()), ("sslcrldir", folder.path())] {
+        let error = refused(&strict_list(parameter, path)).await;
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
+        assert!(error.message().contains("was revoked"), "{error:?}");
+    }
+    let error = refused(&strict_list("sslcrl", &other.revoked())).await;
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error:?}");
+    assert!(error.remedy().unwrap().contains("`sslcrl` in the plan's `url`"), "{error:?}");
     // A name that the certificate does not have: the address is another form of the same server.
     let error = refused(&tcp("127.1", &strict)).await;
     assert!(error.kind() == ErrorKind::PermissionDenied || error.kind() == ErrorKind::Plan, "{error:?}");

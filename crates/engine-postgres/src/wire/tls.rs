@@ -1,4 +1,5 @@
-//! TLS as `libpq` means it: the parameters `sslmode`, `sslrootcert`, `sslcert`, `sslkey` of the plan's `url`.
+//! TLS as `libpq` means it: the parameters `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslcrl`,
+//! `sslcrldir` of the plan's `url`.
 
 use std::path::PathBuf;
 
@@ -72,6 +73,7 @@ fn libpq_words(hint: &str) -> String {
     let words = [
         ("`cert` and `key` of `tls`", "`sslcert` and `sslkey` in the plan's `url`"),
         ("`cert` of `tls`", "`sslcert` in the plan's `url`"),
+        ("`crl` of `tls`", "`sslcrl` in the plan's `url`"),
         ("`ca` of `tls`", "`sslrootcert` in the plan's `url`"),
         ("set `server_name` of `tls` to", "connect to"),
         ("`verify: ca`", "`sslmode=verify-ca`"),
@@ -81,10 +83,6 @@ fn libpq_words(hint: &str) -> String {
 
 fn config(endpoint: &Endpoint) -> Result<TlsConfig> {
     let parameter = |name: &str| endpoint.parameters.get(name).filter(|value| !value.is_empty());
-    if parameter("sslcrl").is_some() {
-        return Err(Error::new(ErrorKind::Unsupported, "`sslcrl` works in the logical mode only")
-            .hint("leave it out of the plan's `url`"));
-    }
     let system = parameter("sslrootcert").is_some_and(|file| file == "system");
     let named = parameter("sslrootcert").filter(|_| !system).map(PathBuf::from);
     let ca = named.or_else(|| standard("root.crt").filter(|_| !system));
@@ -98,7 +96,17 @@ fn config(endpoint: &Endpoint) -> Result<TlsConfig> {
     let cert = parameter("sslcert").map(PathBuf::from).or_else(|| standard("postgresql.crt"));
     let key = parameter("sslkey").map(PathBuf::from).or_else(|| standard("postgresql.key"));
     let key = key.filter(|_| cert.is_some());
-    Ok(TlsConfig { ca: ca.filter(|_| verify != Verification::None), cert, key, server_name: None, verify })
+    let mut crl: Vec<PathBuf> =
+        ["sslcrl", "sslcrldir"].iter().filter_map(|name| parameter(name)).map(PathBuf::from).collect();
+    if verify == Verification::None {
+        if let Some(list) = crl.first() {
+            let message = format!("the revocation lists in {} are not looked at with this `sslmode`", list.display());
+            return Err(Error::new(ErrorKind::Plan, message).hint("set `sslmode=verify-full`, or leave them out"));
+        }
+    } else if crl.is_empty() {
+        crl.extend(standard("root.crl"));
+    }
+    Ok(TlsConfig { ca: ca.filter(|_| verify != Verification::None), crl, cert, key, server_name: None, verify })
 }
 
 /// A file of `~/.postgresql`, when it is there.
@@ -137,5 +145,7 @@ mod tests {
         }
         assert!(SslMode::of(&endpoint(&[("sslmode", "yes")])).is_err());
         assert!(config(&endpoint(&[("sslcrl", "/crl")])).is_err());
+        let lists = [("sslcrl", "/crl"), ("sslcrldir", "/crls"), ("sslmode", "verify-full")];
+        assert_eq!(config(&endpoint(&lists)).unwrap().crl, [Path::new("/crl"), Path::new("/crls")]);
     }
 }

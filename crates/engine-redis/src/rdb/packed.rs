@@ -5,7 +5,7 @@
 use backup_core::{Error, Result};
 
 use super::listpack::little_endian;
-use super::pull::{Elements, Item, Pull};
+use super::pull::{Elements, Item, Pull, Within};
 
 /// An intset that is being read.
 pub(super) struct Intset<'a> {
@@ -50,9 +50,8 @@ const LONG: u8 = 0xfe;
 
 /// A zipmap that is being read: field, value, field, value, ...
 pub(super) struct Zipmap<'a> {
-    packed: &'a mut (dyn Pull + 'a),
-    /// Bytes of the current element that nobody drew yet, and the unused ones behind it.
-    left: u64,
+    within: Within<'a>,
+    /// Bytes behind the current element that mean nothing.
     unused: u64,
     next: Role,
     /// The pairs that the header claims, when they were few enough to be counted in a byte, and those seen.
@@ -71,59 +70,39 @@ impl<'a> Zipmap<'a> {
     pub(super) fn open(packed: &'a mut (dyn Pull + 'a)) -> Result<Self> {
         let count = packed.byte()?;
         let claimed = (count < LONG).then_some(u64::from(count));
-        Ok(Self { packed, left: 0, unused: 0, next: Role::Field, claimed, seen: 0 })
+        Ok(Self { within: Within::new(packed), unused: 0, next: Role::Field, claimed, seen: 0 })
     }
 }
 
 impl Elements for Zipmap<'_> {
     fn next(&mut self) -> Result<Option<Item<'_>>> {
-        self.packed.skip(self.left + self.unused)?;
-        (self.left, self.unused) = (0, 0);
-        let length = match (self.packed.byte()?, self.next) {
-            (END, Role::Field) if self.packed.left() == 0 => {
+        self.within.leave()?;
+        self.within.packed.skip(std::mem::take(&mut self.unused))?;
+        let length = match (self.within.packed.byte()?, self.next) {
+            (END, Role::Field) if self.within.packed.left() == 0 => {
                 return match self.claimed {
                     Some(claimed) if claimed != self.seen => {
-                        Err(self.packed.damaged("a zipmap has another count than it claims"))
+                        Err(self.within.packed.damaged("a zipmap has another count than it claims"))
                     }
                     _ => Ok(None),
                 };
             }
-            (END, _) => return Err(self.packed.damaged("a zipmap ends in the middle")),
-            (LONG, _) => u64::from(u32::from_le_bytes(self.packed.array()?)),
+            (END, _) => return Err(self.within.packed.damaged("a zipmap ends in the middle")),
+            (LONG, _) => u64::from(u32::from_le_bytes(self.within.packed.array()?)),
             (short, _) => u64::from(short),
         };
         self.next = match self.next {
             Role::Field => Role::Value,
             Role::Value => {
-                self.unused = u64::from(self.packed.byte()?);
+                self.unused = u64::from(self.within.packed.byte()?);
                 self.seen += 1;
                 Role::Field
             }
         };
-        if length > self.packed.left() {
-            return Err(self.packed.damaged("an element is longer than its zipmap"));
-        }
-        self.left = length;
-        Ok(Some(Item::Bytes(self)))
+        self.within.enter(length, "an element is longer than its zipmap").map(Some)
     }
 
     fn damage(&self, what: &'static str) -> Error {
-        self.packed.damaged(what)
-    }
-}
-
-impl Pull for Zipmap<'_> {
-    fn left(&self) -> u64 {
-        self.left
-    }
-
-    fn pull(&mut self, max: usize) -> Result<&[u8]> {
-        let piece = self.packed.pull(usize::try_from(self.left).unwrap_or(usize::MAX).min(max))?;
-        self.left -= piece.len() as u64;
-        Ok(piece)
-    }
-
-    fn damaged(&self, what: &'static str) -> Error {
-        self.packed.damaged(what)
+        self.within.packed.damaged(what)
     }
 }

@@ -52,6 +52,50 @@ impl dyn Pull + '_ {
     }
 }
 
+/// A packed value, and the element of it that is being drawn.
+pub(super) struct Within<'a> {
+    pub(super) packed: &'a mut (dyn Pull + 'a),
+    /// Bytes of the element that nobody drew yet.
+    left: u64,
+}
+
+impl<'a> Within<'a> {
+    pub(super) fn new(packed: &'a mut (dyn Pull + 'a)) -> Self {
+        Self { packed, left: 0 }
+    }
+
+    /// Passes over what nobody drew of the element.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        let left = std::mem::take(&mut self.left);
+        self.packed.skip(left)
+    }
+
+    /// The next `length` bytes as an element; `too_long` is what is damaged when there are fewer.
+    pub(super) fn enter(&mut self, length: u64, too_long: &'static str) -> Result<Item<'_>> {
+        if length > self.packed.left() {
+            return Err(self.packed.damaged(too_long));
+        }
+        self.left = length;
+        Ok(Item::Bytes(self))
+    }
+}
+
+impl Pull for Within<'_> {
+    fn left(&self) -> u64 {
+        self.left
+    }
+
+    fn pull(&mut self, max: usize) -> Result<&[u8]> {
+        let piece = self.packed.pull(usize::try_from(self.left).unwrap_or(usize::MAX).min(max))?;
+        self.left -= piece.len() as u64;
+        Ok(piece)
+    }
+
+    fn damaged(&self, what: &'static str) -> Error {
+        self.packed.damaged(what)
+    }
+}
+
 /// One element: an integer, which Redis stores as such, or bytes.
 pub(super) enum Item<'a> {
     /// A number; its text is its decimal form.

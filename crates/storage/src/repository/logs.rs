@@ -103,20 +103,30 @@ impl Repository {
         if first.len() < end && (first.len() as u64) < size {
             first = self.store.get_first(&path, end as u64).await?.0;
         }
-        let sealed = first.get(PREFIX_BYTES..end);
-        let sealed = sealed.ok_or_else(|| in_object(Error::new(ErrorKind::Damaged, "the segment is cut short")))?;
-        let header = Header::open(&self.index_key, source, id, sealed).map_err(in_object)?;
+        let (header, length) = self.header_of(source, id, &first)?;
         Ok((header, length, size))
     }
 
+    /// The header at the beginning of a segment's object, and its length.
+    fn header_of(&self, source: &SourceName, id: &SegmentId, object: &[u8]) -> Result<(Header, usize)> {
+        let open = || {
+            let length = header_length(object)?;
+            let sealed = object.get(PREFIX_BYTES..PREFIX_BYTES + length);
+            let sealed = sealed.ok_or_else(|| Error::new(ErrorKind::Damaged, "the segment is cut short"))?;
+            Ok((Header::open(&self.index_key, source, id, sealed)?, length))
+        };
+        open().map_err(|error: Error| error.with("object", layout::segment(source, id)))
+    }
+
     async fn check_segment(&self, source: &SourceName, entry: &SegmentEntry, depth: CheckDepth) -> Result<()> {
+        if depth == CheckDepth::Data {
+            let object = self.store.get(&layout::segment(source, &entry.id)).await?;
+            let (header, length) = self.header_of(source, &entry.id, &object)?;
+            return header.check_body(object.get(PREFIX_BYTES + length..).unwrap_or_default());
+        }
         let (header, length, size) = self.log_header(source, &entry.id).await?;
         if size != (PREFIX_BYTES + length) as u64 + header.body_bytes() {
             return Err(Error::new(ErrorKind::Damaged, "the segment is shorter or longer than its header says"));
-        }
-        if depth == CheckDepth::Data {
-            let object = self.store.get(&layout::segment(source, &entry.id)).await?;
-            header.check_body(object.get(PREFIX_BYTES + length..).unwrap_or_default())?;
         }
         Ok(())
     }
@@ -190,10 +200,7 @@ impl LogStore for Repository {
         let path = layout::segment(source, id);
         let object = self.store.get(&path).await.map_err(|error| not_there(error, source, id))?;
         let in_object = |error: Error| error.with("object", &path);
-        let length = header_length(&object).map_err(in_object)?;
-        let cut = || in_object(Error::new(ErrorKind::Damaged, "the segment is cut short"));
-        let sealed = object.get(PREFIX_BYTES..PREFIX_BYTES + length).ok_or_else(cut)?;
-        let header = Header::open(&self.index_key, source, id, sealed).map_err(in_object)?;
+        let (header, length) = self.header_of(source, id, &object)?;
         let body = object.slice(PREFIX_BYTES + length..);
         header.check_body(&body).map_err(in_object)?;
         let identity = self.log_identity(&header).await?;

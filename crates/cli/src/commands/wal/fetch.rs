@@ -63,12 +63,16 @@ async fn fetch_all(
 ) -> Result<()> {
     let first = session.unless_interrupted(wal::fetch(log, file, request.path));
     let WalFile::Segment(segment) = file else { return first.await };
-    let size = match session.unless_interrupted(log.record(&file.id()?)).await {
-        Ok(record) => SegmentSize::new(record.bytes)?,
-        // The last one, in pieces perhaps: nothing comes after it.
-        Err(_) => return first.await,
+    let id = file.id()?;
+    // The server waits for the first: nothing is asked before it.
+    let ahead = async {
+        // The last one, in pieces perhaps, has no record: nothing comes after it.
+        let record = session.unless_interrupted(log.record(&id)).await;
+        if let Some(size) = record.ok().and_then(|record| SegmentSize::new(record.bytes).ok()) {
+            waiting.fill(log, segment, size, request.ahead).await;
+        }
     };
-    let (result, ()) = tokio::join!(first, waiting.fill(log, segment, size, request.ahead));
+    let (result, ()) = tokio::join!(first, ahead);
     result
 }
 
@@ -107,10 +111,7 @@ impl Waiting {
             next = next.next(size);
             let to = self.0.join(next.to_string());
             // Whole ones alone: what is in pieces now may be whole when it is asked for.
-            fetches.push(async move {
-                let file = WalFile::Segment(next);
-                if log.record(&file.id()?).await.is_ok() { wal::fetch(log, file, &to).await } else { Ok(()) }
-            });
+            fetches.push(async move { wal::fetch_whole(log, next, &to).await });
         }
         let _others = futures::future::join_all(fetches).await;
         let _not_empty = std::fs::remove_dir(&self.0);

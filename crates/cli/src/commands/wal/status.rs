@@ -10,7 +10,9 @@ use engine_postgres::wal::{Chain, Complaint, ServerView, Span, Weight};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{log, server, servers};
+use super::super::follow;
+use super::super::recoverable::Recoverable;
+use super::{server, servers};
 use crate::exit::Exit;
 use crate::output::{self, Align, Table};
 use crate::session::Session;
@@ -22,13 +24,17 @@ pub(super) async fn run(session: &Session<'_>, source: Option<&SourceName>) -> R
         Some(_) => vec![server(&stack, source)?],
         None => servers(&stack),
     };
+    let sink = stack.open(session, Access::Write).await?;
+    let logs = follow::logs_of(sink.as_ref())?;
     let mut exit = Exit::Done;
     let mut told = Vec::new();
     for part in parts {
-        let log = log(session, &stack, part.name(), Access::Write).await?;
+        let log = SegmentLog::new(Arc::clone(&logs), part.name().clone());
+        let found = Recoverable::look(session, &stack, part, sink.as_ref(), Some(&logs)).await?;
         let chain = Chain::read(&log).await?;
         let spans = chain.as_ref().map(Chain::spans).unwrap_or_default();
         show(session, part.name(), &spans);
+        show_recoverable(session, part.name(), &found, &spans);
         let server = ask(session, &stack, part).await;
         let complaints = server.as_ref().map(|server| server.complaints(chain.as_ref())).unwrap_or_default();
         let lag = server.as_ref().zip(chain.as_ref()).and_then(|(server, chain)| server.lag(chain));
@@ -39,12 +45,12 @@ pub(super) async fn run(session: &Session<'_>, source: Option<&SourceName>) -> R
         };
         show_server(session, part.name(), lag, behind, &complaints);
         let lost = complaints.iter().any(|complaint| complaint.weight == Weight::Loss);
-        if lost || spans.iter().any(|span| !span.holes.is_empty()) {
+        if lost || !found.log.gaps.is_empty() || !found.log.damage.is_empty() {
             exit = Exit::Damage;
         }
         told.push(json!({
             "name": part.name(), "timelines": spans, "server": server, "lag_bytes": lag, "lag_seconds": behind,
-            "complaints": complaints,
+            "complaints": complaints, "windows": found.windows, "gaps": found.log.gaps, "damage": found.log.damage,
         }));
     }
     session.output.result("wal status", exit, &json!({ "sources": told }));
@@ -139,9 +145,26 @@ fn show(session: &Session<'_>, source: &SourceName, spans: &[Span]) {
     for line in table.lines() {
         out.line(line);
     }
-    for hole in spans.iter().flat_map(|span| &span.holes) {
-        let what = if hole.count == 1 { hole.first.clone() } else { format!("{} to {}", hole.first, hole.last) };
-        let hint = "recovery cannot pass it: take a new backup; find out what removed it";
-        out.complain(&format!("{source}: {what} is missing in the archive"), Some(hint));
+}
+
+/// The windows, and what is missing between them.
+fn show_recoverable(session: &Session<'_>, source: &SourceName, found: &Recoverable, spans: &[Span]) {
+    let out = &session.output;
+    for window in &found.windows {
+        let (from, to) = (output::moment(window.from), output::moment(window.to));
+        out.line(format!("{source}: recoverable from {from} to {to}"));
+    }
+    let hint = "recovery cannot pass it: take a new backup; find out what removed it";
+    let holes = || spans.iter().flat_map(|span| &span.holes);
+    for gap in &found.log.gaps {
+        // A gap names the last segment that is missing; the listing knows the first.
+        let what = match holes().find(|hole| hole.count > 1 && gap.missing.ends_with(&hole.last)) {
+            Some(hole) => format!("{} to {}", hole.first, hole.last),
+            None => gap.missing.clone(),
+        };
+        out.complain(&format!("{source}: {what} is missing in the archive, before {}", gap.before), Some(hint));
+    }
+    for damaged in &found.log.damage {
+        out.complain(&format!("{source}: {}: {}", damaged.id, damaged.problem), Some(hint));
     }
 }

@@ -16,7 +16,7 @@ use super::RETRY;
 use super::stage::Range;
 use crate::wal::names::{SegmentSize, WalFile, WalSegment};
 use crate::wal::page::{PAGE_HEADER_BYTES, PageHeader};
-use crate::wal::push::segment_meta;
+use crate::wal::push::{predecessor, segment_meta};
 
 /// So many segments are compressed and stored at the same time; then receiving waits.
 const MOST: usize = 2;
@@ -38,12 +38,17 @@ impl Parcel {
         Lsn(self.segment.start(self.size).0 + self.range.to)
     }
 
+    /// The segment's first page header.
+    fn header(&self) -> Result<PageHeader> {
+        let header = PageHeader::parse(&self.range.beginning::<PAGE_HEADER_BYTES>()?)?;
+        header.check(self.segment).map(|()| header)
+    }
+
     /// Its name, and what the archive is told of it.
     fn label(&self, system: u64) -> Result<(SegmentId, SegmentMeta)> {
         let start = self.segment.start(self.size).0;
         if self.is_whole() {
-            let header = PageHeader::parse(&self.range.head::<PAGE_HEADER_BYTES>()?)?;
-            header.check(self.segment)?;
+            let header = self.header()?;
             if header.system != system {
                 return Err(Error::new(
                     ErrorKind::Damaged,
@@ -54,13 +59,14 @@ impl Parcel {
             return Ok((WalFile::Segment(self.segment).id()?, meta));
         }
         let (from, to) = (self.range.from, self.range.to);
+        let header = self.header()?;
         let details =
             [("system".to_owned(), json!(system.to_string())), ("segment_size".to_owned(), json!(self.size.bytes()))];
         let meta = SegmentMeta {
             span: Some(Span { start: start + from, end: start + to }),
             marks: self.marks.clone(),
             details: details.into(),
-            predecessor: None,
+            predecessor: predecessor(self.segment, &header)?,
         };
         Ok((WalFile::Piece(self.segment, from as u32, to as u32).id()?, meta))
     }

@@ -128,10 +128,10 @@ pub(super) struct Range {
 }
 
 impl Range {
-    /// The first bytes of it.
-    pub(super) fn head<const N: usize>(&self) -> Result<[u8; N]> {
+    /// The first bytes of the segment.
+    pub(super) fn beginning<const N: usize>(&self) -> Result<[u8; N]> {
         let mut head = [0; N];
-        let read = self.file.read_exact_at(&mut head, self.from);
+        let read = self.file.read_exact_at(&mut head, 0);
         read.map_err(|error| Error::from_io("cannot read the segment that was received", error))?;
         Ok(head)
     }
