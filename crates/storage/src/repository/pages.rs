@@ -27,7 +27,7 @@ const REGION_PAGES: u64 = 256;
 /// A region that fell into more extents than this, fewer than two pages each, is stored anew in one piece.
 const MAX_REGION_EXTENTS: usize = 128;
 /// At most this part of a tree is stored anew for being fragmented, a run: no backup pays for all the others.
-const COMPACTION_SHARE: u64 = 32;
+const COMPACTION_SHARE: u64 = 128;
 /// Small trees may be stored anew faster.
 const MIN_COMPACTION_BYTES: u64 = 16 * 1024 * 1024;
 
