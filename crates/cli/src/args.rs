@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use backup_core::engine::Moment;
-use backup_core::{ArtifactName, PlanName, SnapshotId, SourceName};
+use backup_core::{ArtifactName, PlanName, SnapshotId, SourceName, Timeline};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -285,7 +285,13 @@ pub struct RestoreArgs {
     /// The moment to recover to.
     #[command(flatten)]
     pub moment: MomentArgs,
+    /// Along this timeline of the log, by its number, instead of the newest that comes from the snapshot (PostgreSQL;
+    /// needs one --source)
+    #[arg(long, value_name = "N", requires = "MomentArgs", help_heading = MOMENT_HEADING)]
+    pub timeline: Option<Timeline>,
 }
+
+const MOMENT_HEADING: &str = "Recovery to a moment, for sources that are followed";
 
 /// A folder that goes to another place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,7 +318,7 @@ impl FromStr for Relocation {
 /// The moment of a `restore`: at most one of them. Without `SNAPSHOT`, the newest that leads there is chosen.
 #[derive(Debug, Clone, Default, Args)]
 #[group(multiple = false)]
-#[command(next_help_heading = "Recovery to a moment, for sources that are followed")]
+#[command(next_help_heading = MOMENT_HEADING)]
 pub struct MomentArgs {
     /// The last state before this time, which needs its zone: '2026-11-20 14:30:00+00', 2026-11-20T14:30:00Z
     #[arg(long, value_name = "TIME")]
@@ -410,6 +416,10 @@ pub struct DrillArgs {
     /// Restore below this folder [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub scratch: Option<PathBuf>,
+    /// Replay this timeline of the log, by its number, instead of the newest that comes from the snapshot (PostgreSQL;
+    /// needs one --source)
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<Timeline>,
 }
 
 /// The commands below `wal`.

@@ -14,4 +14,4 @@ pub(crate) use choose::{choose, out_of_reach};
 pub(crate) use conf::{Copy, neutral, settings, without_settings};
 pub(crate) use stage::stage;
 pub(crate) use start::{Started, State, is_running, start};
-pub(crate) use way::{Search, Way, find};
+pub(crate) use way::{Branch, Search, Way, find};

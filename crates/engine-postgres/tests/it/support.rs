@@ -33,6 +33,12 @@ pub(crate) fn engine(server: &PrivatePostgres, more: &str) -> Engine {
     build(&format!("{{ socket: {}, {bin}{more} }}", server.socket_folder().display())).unwrap()
 }
 
+/// Where the programs are, in YAML's flow style; nothing for Debian's own, which are found without.
+pub(crate) fn bin_of(server: &PrivatePostgres) -> String {
+    let bin = server.bin();
+    if bin.starts_with("/usr/lib/postgresql") { String::new() } else { format!(", bin: {}", bin.display()) }
+}
+
 pub(crate) fn build(yaml: &str) -> Result<Engine> {
     let (name, config) = (source(), Node::from_yaml(yaml)?);
     let host = Arc::new(LocalHost);
@@ -103,7 +109,8 @@ pub(crate) fn properties(server: &PrivatePostgres, name: &str) -> String {
     server.sql(
         "postgres",
         &format!(
-            "select pg_get_userbyid(datdba), encoding, datcollate, datctype, datlocprovider, daticulocale, datconnlimit, datacl, \
+            "select pg_get_userbyid(datdba), encoding, datcollate, datctype, to_jsonb(d) ->> 'datlocprovider', \
+             coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale'), datconnlimit, datacl, \
              shobj_description(d.oid, 'pg_database'), (select array_agg((r.rolname, s.setconfig)::text order by 1) \
              from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole where s.setdatabase = d.oid) \
              from pg_database d where datname = '{name}'"
@@ -138,9 +145,11 @@ last';
     server.sql(
         "postgres",
         "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;
-        CREATE DATABASE icu LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' TEMPLATE template0;
         CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;",
     );
+    // 15 was the first to have another provider than the C library.
+    let icu = if server.major() >= 15 { "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'" } else { "" };
+    server.sql("postgres", &format!("CREATE DATABASE icu {icu} TEMPLATE template0"));
     server.sql("latin", "CREATE TABLE t AS SELECT 'gr\u{fc}n' AS color");
     server.sql("icu", "CREATE TABLE t AS SELECT unnest(ARRAY['z', '\u{e4}', 'a']) AS word; CREATE INDEX ON t (word)");
     server.sql("ascii", "CREATE TABLE t (raw text); INSERT INTO t VALUES (E'\\xff\\xfe')");

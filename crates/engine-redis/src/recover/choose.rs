@@ -5,7 +5,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::{RunContext, SegmentLog, SnapshotId};
 
 use super::aof::AofMoment;
-use super::{Recovery, parse_position, position, position_time};
+use super::{Recovery, parse_position, position, position_time, refuse_branch};
 
 /// Chooses it.
 ///
@@ -17,6 +17,7 @@ pub(crate) async fn choose(
     log: Option<&SegmentLog>,
     moment: &Moment,
 ) -> Result<SnapshotId> {
+    refuse_branch(log)?;
     let mut followed: Vec<&Candidate> =
         candidates.iter().filter(|candidate| position(&candidate.record).is_some()).collect();
     followed.sort_by_key(|candidate| (position_time(&candidate.record), candidate.id.clone()));
