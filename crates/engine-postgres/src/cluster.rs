@@ -17,7 +17,7 @@ use backup_core::{BackupReader, BackupWriter, RunContext, SegmentLog};
 
 use crate::config::{Mode, Settings};
 use crate::logical::Logical;
-use crate::physical::{ConfigFiles, Physical, PhysicalDetails};
+use crate::physical::{ConfigFiles, Physical, PhysicalDetails, check_folder};
 use crate::recovery::{self, Branch, Search, Way};
 use crate::wal::{Chain, Span};
 
@@ -96,7 +96,7 @@ impl Restorer for Cluster {
             return self.logical.plan_restore(cx, from, to).await;
         };
         if let Place::Folder(folder) = &to.place {
-            to.existing.check_folder(folder)?;
+            check_folder(folder, to.existing)?;
         }
         let way = self.way(cx, from, &details, &to.moment).await?;
         let mut plan = self.physical.plan_put_back(cx, from, &details, to, way.as_ref()).await?;
@@ -115,7 +115,7 @@ impl Restorer for Cluster {
             return self.logical.restore(cx, from, plan).await;
         };
         if let Place::Folder(folder) = &to.place {
-            to.existing.check_folder(folder)?;
+            check_folder(folder, to.existing)?;
         }
         let way = self.way(cx, from, &details, &to.moment).await?;
         let written = Box::pin(self.physical.write(cx, from, &details, to, way.as_ref())).await?;
@@ -126,7 +126,7 @@ impl Restorer for Cluster {
             dumps = self.logical.restore(cx, from, RestorePlan { target, ..plan.clone() }).await?;
         }
         cx.check_cancelled()?;
-        let mut report = self.physical.complete(cx, &details, written, to.afterwards).await?;
+        let mut report = self.physical.complete(cx, from, &details, written, way.as_ref(), to.afterwards).await?;
         report.restored.extend(dumps.restored);
         report.bytes += dumps.bytes;
         report.items += dumps.items;

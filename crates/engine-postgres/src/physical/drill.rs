@@ -18,7 +18,7 @@ use super::place::{Placing, finish, place};
 use super::{Physical, PhysicalDetails, standing};
 use crate::logical::{amcheck, beginning};
 use crate::psql::Psql;
-use crate::recovery::{Copy, State, Way, stage};
+use crate::recovery::{Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
 use crate::tools::{PgVersion, Tools};
 
@@ -45,7 +45,8 @@ impl Physical {
         let mut drill = DrillReport::default();
         let started = Instant::now();
         let data = site.folder.join("data");
-        let placed = cx.unless_cancelled(self.place_in(cx, from, details, way, &site.folder)).await;
+        let owner = Owner::find(self.server.run_as(), &data)?;
+        let placed = cx.unless_cancelled(self.place_in(cx, from, details, way, (&site.folder, owner))).await;
         drill.bytes = match placed {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
@@ -57,11 +58,19 @@ impl Physical {
         cx.step("starting a scratch server; it replays the log");
         let settings = settings(&site.folder, details);
         let mut scratch = site.launch(tools.clone(), data.clone(), &settings).await?;
-        let outcome = cx.unless_cancelled(until_ready(&mut scratch, &data)).await;
+        let ready = cx.unless_cancelled(until_ready(&mut scratch, &data));
+        let outcome = match (way, from.log()) {
+            (Some(way), Some(log)) => hand_over(cx, log, way, (&data, owner), ready).await,
+            _ => ready.await,
+        };
         drill.restore_time = started.elapsed();
-        if let Some(why) = outcome? {
-            drill.findings.push(format!("the server does not recover: {why}"));
-            return Ok(drill);
+        match outcome {
+            Ok(()) => {}
+            Err(error) if is_finding(&error) => {
+                drill.findings.push(error.chain());
+                return Ok(drill);
+            }
+            Err(error) => return Err(error),
         }
         drill.reached = way.map(|way| way.received.map_or(way.reached, |received| received.max(way.reached)));
         drill.checked.push(match way {
@@ -95,19 +104,20 @@ impl Physical {
         from: &BackupReader,
         details: &PhysicalDetails,
         way: Option<&Way>,
-        folder: &Path,
+        (folder, owner): (&Path, Option<Owner>),
     ) -> Result<u64> {
         let layout = &Layout::below(folder, details);
-        let owner = Owner::find(self.server.run_as(), &layout.data)?;
         let inventory = &Inventory::take(cx, from).await?;
         standing::clear(layout, Existing::Refuse, inventory)?;
         let placed =
             place(cx, from, &Placing { layout, later: layout, existing: Existing::Refuse, owner, inventory }).await?;
         let mut bytes = placed.bytes;
         if let (Some(way), Some(log)) = (way, from.log()) {
-            bytes += stage(cx, log, way, &layout.data, owner).await?;
+            bytes += way.segments.len() as u64 * way.segment_bytes;
+            prepare(cx, log, way, &layout.data, owner).await?;
         }
-        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, about: "a drill" };
+        let supply = Supply::HandedOver;
+        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, supply, about: "a drill" };
         configure(cx, from, details, &how).await?;
         for (name, text) in [(CONFIG, ""), (HBA, "local all all trust\n"), (IDENT, "")] {
             write_private(&folder.join(name), text.as_bytes(), owner)?;
@@ -169,17 +179,25 @@ fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
     settings
 }
 
-/// Waits until the recovery has ended; what the server said last, when it did not reach its target.
-async fn until_ready(scratch: &mut Scratch, data: &Path) -> Result<Option<String>> {
+/// Waits until the recovery has ended.
+///
+/// # Errors
+/// [`ErrorKind::Tool`] with what the server said last, when it did not reach its target.
+async fn until_ready(scratch: &mut Scratch, data: &Path) -> Result<()> {
     loop {
         if let Some(why) = scratch.ended().await? {
-            return Ok(Some(why));
+            return Err(Error::new(ErrorKind::Tool, "the server does not recover").caused_by(why));
         }
         if State::of(data) == State::Ready {
-            return Ok(None);
+            return Ok(());
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Whether a recovery that failed so would fail an operator, too.
+fn is_finding(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Tool | ErrorKind::Damaged | ErrorKind::Incomplete | ErrorKind::NotFound)
 }
 
 async fn page_checksums(

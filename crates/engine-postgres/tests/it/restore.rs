@@ -7,8 +7,8 @@ use backup_core::engine::{Existing, Place, RestoreTarget};
 use backup_testkit::PrivatePostgres;
 
 use crate::support::{
-    SAMPLE_DATABASES, Saved, WEIRD, back_up, build, context, databases, engine, fill, properties, quoted, restore,
-    select,
+    SAMPLE_DATABASES, Saved, WEIRD, back_up, bin_of, build, context, databases, engine, fill, properties, quoted,
+    restore, select,
 };
 
 async fn saved_sample() -> (PrivatePostgres, Saved) {
