@@ -1,6 +1,7 @@
 //! Recovery to a moment on real servers under load: what came before is there, row by row, and what came after is not.
 
 mod drill;
+mod hand_over;
 mod places;
 mod refused;
 mod support;
