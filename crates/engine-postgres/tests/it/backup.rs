@@ -136,6 +136,10 @@ async fn a_reader_without_superuser_saves_what_it_may_and_says_what_not() {
         assert!(error.remedy().unwrap().contains("GRANT pg_read_all_data TO reader;"), "{error:?}");
     }
     for (grant, without_passwords) in [("SELECT ON t", true), ("pg_read_all_data", false)] {
+        if grant == "pg_read_all_data" && server.major() < 14 {
+            // It came with 14; before, only a superuser reads the passwords.
+            continue;
+        }
         server.sql("postgres", &format!("GRANT {grant} TO reader"));
         let saved = back_up(&engine).await.unwrap();
         let warnings = saved.record().warnings.join("\n");

@@ -223,7 +223,7 @@ async fn a_wrong_password_is_refused_and_never_shown() {
 async fn secrets_appear_nowhere() {
     let server = PrivatePostgres::start();
     fill(&server);
-    server.sql("postgres", "ALTER ROLE postgres PASSWORD 'right-hunter2'");
+    set_password(&server, "right-hunter2");
     server.set_hba("local all all scram-sha-256\n");
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();

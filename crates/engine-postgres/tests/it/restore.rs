@@ -255,7 +255,7 @@ async fn a_restore_by_password_does_not_lock_itself_out() {
     source.sql("postgres", "ALTER ROLE postgres PASSWORD 'of-the-source'; CREATE DATABASE app; CREATE ROLE someone");
     let saved = back_up(&engine(&source, "")).await.unwrap();
     let target = PrivatePostgres::start();
-    target.sql("postgres", "ALTER ROLE postgres PASSWORD 'of-the-target'");
+    set_password(&target, "of-the-target");
     target.set_hba("local all all scram-sha-256\n");
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&secret, "of-the-target").unwrap();

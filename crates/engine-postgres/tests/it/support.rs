@@ -111,11 +111,22 @@ pub(crate) fn properties(server: &PrivatePostgres, name: &str) -> String {
         &format!(
             "select pg_get_userbyid(datdba), encoding, datcollate, datctype, to_jsonb(d) ->> 'datlocprovider', \
              coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale'), datconnlimit, datacl, \
-             shobj_description(d.oid, 'pg_database'), (select array_agg((r.rolname, s.setconfig)::text order by 1) \
+             shobj_description(d.oid, 'pg_database'), (select array_agg((r.rolname, s.setconfig)::text order by (r.rolname, s.setconfig)::text) \
              from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole where s.setdatabase = d.oid) \
              from pg_database d where datname = '{name}'"
         ),
     )
+}
+
+/// Gives the superuser a password that is proven with SCRAM, which was not the default before 14.
+pub(crate) fn set_password(server: &PrivatePostgres, password: &str) {
+    let scram = "SET password_encryption = 'scram-sha-256'";
+    server.sql("postgres", &format!("{scram}; ALTER ROLE postgres PASSWORD '{password}'"));
+}
+
+/// What a drill says of tables and indexes: 14 was the first to have the program that looks at all of them.
+pub(crate) fn amcheck_says(server: &PrivatePostgres) -> &'static str {
+    if server.major() >= 14 { "pg_amcheck found every" } else { "pg_amcheck is not installed here" }
 }
 
 /// The databases that [`fill`] makes, and the one that every server has.
