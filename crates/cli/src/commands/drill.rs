@@ -176,6 +176,6 @@ fn source_json(name: &SourceName, report: &DrillReport) -> serde_json::Value {
     json!({
         "name": name, "restore_seconds": output::seconds(report.restore_time),
         "check_seconds": output::seconds(report.check_time), "bytes": report.bytes, "items": report.items,
-        "reached": report.reached, "checked": report.checked, "findings": report.findings,
+        "reached": report.reached, "fingerprint": report.fingerprint, "checked": report.checked, "findings": report.findings,
     })
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use backup_core::engine::{DrillReport, Existing};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::Fingerprint;
 use backup_core::{BackupReader, RunContext};
 
 use super::configure::{Configuring, configure};
@@ -16,7 +17,7 @@ use super::layout::Layout;
 use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place};
 use super::{Physical, PhysicalDetails, standing};
-use crate::logical::{amcheck, beginning};
+use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge};
 use crate::psql::Psql;
 use crate::recovery::{Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
@@ -78,7 +79,8 @@ impl Physical {
             None => "recovered to where the base backup ended; there is no log".to_owned(),
         });
         let asked = Instant::now();
-        cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, details, &mut drill)).await?;
+        cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, (details, &from.record().fingerprint), &mut drill))
+            .await?;
         cx.unless_cancelled(page_checksums(cx, &mut scratch, &tools, details, &data, &mut drill)).await?;
         drill.check_time = asked.elapsed();
         Ok(drill)
@@ -132,7 +134,7 @@ impl Physical {
         cx: &RunContext,
         scratch: &mut Scratch,
         tools: &Tools,
-        details: &PhysicalDetails,
+        (details, saved): (&PhysicalDetails, &Fingerprint),
         drill: &mut DrillReport,
     ) -> Result<()> {
         // Whoever made the backup is there; who may look at everything, everybody may ask.
@@ -144,14 +146,8 @@ impl Physical {
         let select = "SELECT datname AS name FROM pg_database WHERE datallowconn ORDER BY 1";
         let databases = crate::logical::names(&mut session, select).await?;
         session.close().await?;
-        for database in &databases {
-            let mut session = Psql::connect(&scratch.server, tools, database).await?;
-            let count = "(SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 'p') AND oid >= 16384)";
-            let tables: Option<u64> = session.value(count).await?;
-            session.close().await?;
-            drill.items += tables.unwrap_or(0);
-        }
-        drill.checked.push(format!("{} tables in {} databases are there", drill.items, databases.len()));
+        self.count(cx, scratch, tools, &databases, drill).await?;
+        tell_of_other_counts(saved, drill);
         let system = "(SELECT system_identifier FROM pg_control_system())";
         let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
         let system: Option<String> = session.value(&format!("{system}::text")).await?;
@@ -162,6 +158,40 @@ impl Physical {
         }
         amcheck(cx, &scratch.server, tools, self.settings.jobs, drill).await
     }
+
+    /// Counts the rows of every table, and so reads each. Unlogged ones are empty after a recovery.
+    async fn count(
+        &self,
+        cx: &RunContext,
+        scratch: &Scratch,
+        tools: &Tools,
+        databases: &[String],
+        drill: &mut DrillReport,
+    ) -> Result<()> {
+        let (mut tables, mut rows) = (0, 0);
+        for database in databases {
+            cx.step(format!("counting the rows of the database {database}"));
+            let mut session = Psql::connect(&scratch.server, tools, database).await?;
+            let listed = list_tables(&mut session, Unlogged::Skip).await?;
+            let counted = count_rows(cx, &mut session, &listed).await?;
+            session.close().await?;
+            tables += listed.len();
+            rows += counted.0.values().flat_map(|items| items.values()).sum::<u64>();
+            merge(&mut drill.fingerprint, counted);
+        }
+        drill.items += rows;
+        drill.checked.push(format!("{tables} tables in {} databases have {rows} rows", databases.len()));
+        Ok(())
+    }
+}
+
+/// The dumps of the same snapshot were counted at another moment: a difference is told, and no finding.
+fn tell_of_other_counts(saved: &Fingerprint, drill: &mut DrillReport) {
+    if saved.is_empty() {
+        return;
+    }
+    let differ = saved.differences(&drill.fingerprint).len();
+    drill.checked.push(format!("{differ} counts are not those of the dumps, which are of another moment"));
 }
 
 fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {

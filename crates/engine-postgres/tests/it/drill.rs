@@ -6,7 +6,7 @@ use backup_core::ErrorKind;
 use backup_testkit::PrivatePostgres;
 
 use crate::faults::{Damage, damaged};
-use crate::support::{back_up, context, engine, fill, open_folder};
+use crate::support::{amcheck_says, back_up, context, engine, fill, open_folder};
 
 fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()

@@ -11,7 +11,7 @@ use backup_testkit::PrivatePostgres;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::support::{Saved, back_up, build, engine, fill, options, source, task, tools_with};
+use crate::support::{Saved, back_up, build, engine, fill, options, set_password, source, task, tools_with};
 
 /// How an artifact is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use backup_testkit::PrivatePostgres;
 
 use crate::support::{
     SAMPLE_DATABASES, Saved, WEIRD, back_up, bin_of, build, context, databases, engine, fill, properties, quoted,
-    restore, select,
+    restore, select, set_password,
 };
 
 async fn saved_sample() -> (PrivatePostgres, Saved) {

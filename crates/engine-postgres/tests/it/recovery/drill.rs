@@ -3,7 +3,7 @@
 use backup_core::engine::DrillReport;
 
 use super::support::{Archived, archived};
-use crate::support::{context, open_folder};
+use crate::support::{amcheck_says, context, open_folder};
 
 async fn drill(db: &Archived, log: backup_core::SegmentLog) -> DrillReport {
     let id = db.candidates().await[0].id.clone();
@@ -31,11 +31,16 @@ async fn a_drill_recovers_to_the_end_of_the_log_and_finds_what_is_wrong() {
     assert!(report.reached.unwrap().as_second() >= last.parse().unwrap(), "{report:?}");
     let checked = report.checked.join("\n");
     for word in
-        [amcheck_says(&db.server), "pg_checksums found every page", "5 tables in 2 databases", "timeline 1"]
+        [amcheck_says(&db.server), "pg_checksums found every page", "5 tables in 2 databases have", "timeline 1"]
     {
         assert!(checked.contains(word), "`{word}` in {checked}");
     }
     assert!(report.bytes > 1_000_000 && !report.restore_time.is_zero());
+    let counted = &report.fingerprint.0["tables of postgres"];
+    assert_eq!((counted["public.steps"], counted["public.pgbench_accounts"]), (3, 100_000));
+    let history = db.server.sql("postgres", "select count(*) from pgbench_history");
+    assert_eq!(counted["public.pgbench_history"].to_string(), history, "the end of the log, row by row");
+    assert_eq!(report.items, 100_014 + counted["public.pgbench_history"]);
 
     // A hole: what is there is proven, and what is missing is told.
     let hole = db.archive_with(|name, content| (name != segment).then_some(content)).await;
