@@ -54,8 +54,9 @@ pub(super) async fn configure(
     if !how.is_elsewhere {
         complete(cx, from, &saved(from, details)?, how).await?;
     }
-    if how.copy == Copy::Beside {
-        let path = data.join(MAIN);
+    let path = data.join(MAIN);
+    // A scratch server has a configuration of its own elsewhere.
+    if how.copy == Copy::Beside && path.exists() {
         if let Some(text) = neutral(&read(&path)?) {
             write_private(&path, text.as_bytes(), how.owner)?;
             amend(how.layout, &[MAIN], how.owner)?;

@@ -198,9 +198,7 @@ async fn a_standby_is_saved_without_unlogged_rows_and_says_so() {
     assert!(saved.record().warnings.iter().any(|warning| warning.contains("standby")), "{:?}", saved.record().warnings);
     let counted = &saved.record().fingerprint.0["tables of postgres"];
     assert_eq!(counted.keys().collect::<Vec<_>>(), ["public.kept"]);
-    let scratch = crate::support::open_folder();
-    let cx = context().scratch_in(scratch.path());
-    let report = engine.driller.drill(&cx, &saved.reader().await).await.unwrap();
+    let report = crate::support::drill(&engine, &saved.reader().await).await;
     assert_eq!(report.findings, Vec::<String>::new());
     let whole = backup_core::engine::RestoreTarget::default();
     let error = engine.restorer.plan_restore(&context(), &saved.reader().await, &whole).await.unwrap_err();

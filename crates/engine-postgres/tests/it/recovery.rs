@@ -2,6 +2,7 @@
 
 mod drill;
 mod hand_over;
+mod kinds;
 mod places;
 mod refused;
 mod support;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backup_core::engine::{Engine, EngineSetup, RestoreReport, RestoreTarget};
+use backup_core::engine::{DrillReport, Engine, EngineSetup, RestoreReport, RestoreTarget};
 use backup_core::error::Result;
 use backup_core::event::Recorder;
 use backup_core::host::LocalHost;
@@ -88,6 +88,22 @@ impl Saved {
 pub(crate) async fn restore(engine: &Engine, from: &BackupReader, target: &RestoreTarget) -> Result<RestoreReport> {
     let plan = engine.restorer.plan_restore(&context(), from, target).await?;
     engine.restorer.restore(&context(), from, plan).await
+}
+
+/// Drills below a scratch folder that is empty afterwards.
+pub(crate) async fn drill(engine: &Engine, from: &BackupReader) -> DrillReport {
+    drill_below(engine, from, open_folder().path()).await
+}
+
+/// Drills below `scratch`, which is empty afterwards.
+pub(crate) async fn drill_below(engine: &Engine, from: &BackupReader, scratch: &Path) -> DrillReport {
+    let report = engine.driller.drill(&context().scratch_in(scratch), from).await.unwrap();
+    assert!(is_empty(scratch), "the scratch server is gone");
+    report
+}
+
+pub(crate) fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
 pub(crate) fn select(name: &str) -> RestoreTarget {

@@ -3,11 +3,10 @@
 use backup_core::Timeline;
 use backup_core::engine::{Afterwards, Moment, RestoreTarget};
 use backup_core::error::ErrorKind;
-use backup_core::run::run;
 use backup_testkit::PrivatePostgres;
 
 use super::support::{Archived, Restored, archive_into, archived, flush, into, push_all};
-use crate::support::{context, engine, open_folder, options, task};
+use crate::support::{context, engine, open_folder};
 
 #[tokio::test]
 async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
@@ -73,7 +72,7 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
 /// A snapshot that was taken on the second timeline leads along the second alone; to the first leads the one before.
 async fn a_snapshot_of_another_branch(db: &Archived, second: &PrivatePostgres) {
     let engine = engine(second, "modes: [physical], wal: push");
-    let later = run(vec![task(&engine)], &db.sink, &options()).await.unwrap();
+    let later = db.back_up_by(&engine).await;
     second.sql("postgres", "insert into steps values (21)");
     flush(second);
     push_all(&db.log(), &db.archive).await;
