@@ -62,7 +62,8 @@ fn a_dropped_table_is_brought_back_beside_the_server() {
     machine.good("backup");
     server.sql("postgres", "insert into letters values (501)");
     let lsn = server.sql("postgres", "select pg_current_wal_insert_lsn()");
-    let zones = "select at::text || '+00', to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), (at + interval '1 hour')::text || '+01:00' \
+    let zones = "select at::text || '+00', to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), (at + interval '1 hour')::text || '+01:00', \
+                 (at at time zone 'UTC' at time zone 'Asia/Kathmandu')::text || ' Asia/Kathmandu' \
                  from (select clock_timestamp() at time zone 'utc' as at) t";
     let times = server.sql("postgres", zones);
     server.sql("postgres", "drop table letters");
