@@ -24,7 +24,7 @@ impl FromStr for TimeArg {
             return Ok(Self(time));
         }
         if let Some((civil, name)) = zoned(text) {
-            let zone = TimeZone::get(name).map_err(|_| format!("there is no time zone `{name}` on this machine"))?;
+            let zone = TimeZone::get(name).map_err(|_| format!("there is no time zone `{name}` on this machine (which has those of `tzdata`); an offset needs none: +01:00"))?;
             return in_zone(civil, &zone, name).map(Self);
         }
         let Ok(civil) = text.parse::<DateTime>() else { return Err(LOOKS_LIKE.to_owned()) };

@@ -173,9 +173,13 @@ fn show_source(session: &Session<'_>, name: &SourceName, report: &DrillReport) {
 }
 
 fn source_json(name: &SourceName, report: &DrillReport) -> serde_json::Value {
-    json!({
+    let mut told = json!({
         "name": name, "restore_seconds": output::seconds(report.restore_time),
         "check_seconds": output::seconds(report.check_time), "bytes": report.bytes, "items": report.items,
-        "reached": report.reached, "fingerprint": report.fingerprint, "checked": report.checked, "findings": report.findings,
-    })
+        "reached": report.reached, "checked": report.checked, "findings": report.findings,
+    });
+    if !report.fingerprint.is_empty() {
+        told["fingerprint"] = json!(report.fingerprint);
+    }
+    told
 }
