@@ -56,11 +56,12 @@ pub(super) async fn configure(
     }
     let path = data.join(MAIN);
     // A scratch server has a configuration of its own elsewhere.
-    if how.copy == Copy::Beside && path.exists() {
-        if let Some(text) = neutral(&read(&path)?) {
-            write_private(&path, text.as_bytes(), how.owner)?;
-            amend(how.layout, &[MAIN], how.owner)?;
-        }
+    if how.copy == Copy::Beside
+        && path.exists()
+        && let Some(text) = neutral(&read(&path)?)
+    {
+        write_private(&path, text.as_bytes(), how.owner)?;
+        amend(how.layout, &[MAIN], how.owner)?;
     }
     let path = data.join(AUTO);
     let before = if path.exists() { read(&path)? } else { String::new() };
