@@ -51,7 +51,7 @@ pub(crate) fn ahead(segment_bytes: u64) -> usize {
     (AHEAD_BYTES / segment_bytes.max(1)).clamp(LEAST_AHEAD, MOST_AHEAD) as usize
 }
 
-/// Writes what the server needs to ask for the log: the script, and the histories, which are small. Returns the bytes.
+/// Writes what the server needs to ask for the log: the script, and the histories, which are small.
 ///
 /// # Errors
 /// Those of the archive and of the disk.
@@ -112,7 +112,7 @@ pub(crate) async fn hand_over<T>(
         }
     };
     if done.is_ok() {
-        desk.clear()?;
+        desk.clear();
     }
     done
 }
@@ -240,15 +240,14 @@ impl Desk {
         }
     }
 
-    /// Removes what the recovery needed.
-    fn clear(&mut self) -> Result<()> {
+    /// Removes what the recovery needed. The server runs by now, and would not mind if something stayed.
+    fn clear(&mut self) {
         self.fetches.abort_all();
         self.lock = None;
-        match std::fs::remove_dir_all(&self.folder) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("cannot remove the folder", &self.folder, source))
-            }
-            _ => Ok(()),
+        if let Err(error) = std::fs::remove_dir_all(&self.folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            self.cx.warn(format!("{} is of no use any more, and cannot be removed: {error}", self.folder.display()));
         }
     }
 }

@@ -151,8 +151,8 @@ async fn a_log_that_is_being_received_leads_to_a_moment_row_by_row() {
     let cancel = CancellationToken::new();
     let follower = db.engine().follower.unwrap();
     let cx = context().cancelled_by(cancel.clone());
-    let (cx, followed) = (cx, log.clone());
-    let following = tokio::spawn(async move { follower.follow(&cx, &followed, &NoSnapshots).await });
+    let archive = log.clone();
+    let following = tokio::spawn(async move { follower.follow(&cx, &archive, &NoSnapshots).await });
     while db.server.sql("postgres", "select count(*) from pg_stat_replication where state = 'streaming'") == "0" {
         tokio::task::yield_now().await;
     }
