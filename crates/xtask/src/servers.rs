@@ -75,7 +75,7 @@ pub(crate) const SERVERS: [Server; 6] = [
 
 /// The whole engine, and what the program does with its log.
 const POSTGRES: &str = "(package(engine-postgres) & binary(it)) \
-    | (package(stackward) & binary(endtoend) & test(/^(wal|base_backup)::/))";
+    | (package(stackward) & binary(endtoend) & test(/^(wal|base_backup|moments)::/))";
 
 /// Not what needs a program that every user may run: the cache is that of one.
 const ALL: &str = "binary(it) - test(a_fork_that_fails)";

@@ -57,3 +57,24 @@ pub(crate) async fn choose(
     };
     Err(error.with("the oldest snapshot is of", begins).hint("`stackward status` shows the windows"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use backup_core::{SourceName, Timeline};
+    use backup_testkit::MemoryLog;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_has_no_branches_to_choose_from() {
+        let source = SourceName::new("cache").unwrap();
+        let log = SegmentLog::new(Arc::<MemoryLog>::default(), source.clone());
+        let cx = RunContext::new(source);
+        let of = async |log: &SegmentLog| choose(&cx, &[], Some(log), &Moment::Latest).await.unwrap_err();
+        let error = of(&log.clone().along(Timeline::new("2").unwrap())).await;
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("timeline 2"), "{error:?}");
+        assert_eq!(of(&log).await.kind(), ErrorKind::NotFound, "without one, it is only that there is no snapshot");
+    }
+}
