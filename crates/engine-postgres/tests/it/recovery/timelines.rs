@@ -6,7 +6,7 @@ use backup_core::error::ErrorKind;
 use backup_testkit::PrivatePostgres;
 
 use super::support::{Archived, Restored, archive_into, archived, flush, into, push_all};
-use crate::support::{context, engine, open_folder};
+use crate::support::{context, drill, engine, open_folder};
 
 #[tokio::test]
 async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
@@ -59,6 +59,7 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
         assert!(error.to_string().contains(words) && !folder.exists(), "{error:?}");
         assert!(kind == ErrorKind::Usage || error.remedy().unwrap().contains("1; 2 (left 1 at "), "{error:?}");
     }
+    a_drill_follows_the_branch(&db).await;
     a_snapshot_of_another_branch(&db, &second).await;
 
     // Without its history nobody knows where the second timeline comes from.
@@ -67,6 +68,20 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
     let error = db.recover_with(&without, &into(&folder, Moment::Latest)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incomplete, "{error:?}");
     assert!(error.to_string().contains("00000002.history") && !folder.exists(), "{error:?}");
+}
+
+async fn a_drill_follows_the_branch(db: &Archived) {
+    let id = db.candidates().await[0].id.clone();
+    for timeline in ["1", "2"] {
+        let log = db.log().along(Timeline::new(timeline).unwrap());
+        let report = drill(&db.engine(), &db.reader(&id).await.with_log(Some(log))).await;
+        assert_eq!(report.findings, [] as [String; 0], "{report:?}");
+        assert!(report.checked.join("\n").contains(&format!("segments of timeline {timeline}, ")), "{report:?}");
+        assert_eq!(report.fingerprint.0["tables of postgres"]["public.steps"], 2);
+    }
+    let nowhere = db.reader(&id).await.with_log(Some(db.log().along(Timeline::new("7").unwrap())));
+    let error = db.engine().driller.drill(&context(), &nowhere).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("no timeline 7"), "{error:?}");
 }
 
 /// A snapshot that was taken on the second timeline leads along the second alone; to the first leads the one before.
