@@ -338,6 +338,9 @@ pub struct DrillReport {
     pub bytes: u64,
     /// Items (files, rows, keys) that were compared.
     pub items: u64,
+    /// What was counted in the restored system, when anything was.
+    #[serde(skip_serializing_if = "Fingerprint::is_empty")]
+    pub fingerprint: Fingerprint,
     /// The moment that was reached by replaying a log, when one was: what came later would be lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached: Option<Timestamp>,

@@ -182,18 +182,33 @@ pub fn missing(source: &SourceName, id: &SegmentId) -> Error {
     Error::new(ErrorKind::NotFound, format!("the segment {id} of `{source}` is not in the archive"))
 }
 
-/// The log of one source. Cheap to clone.
+/// The log of one source, and which of its branches a recovery follows. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SegmentLog {
     store: Arc<dyn LogStore>,
     source: SourceName,
+    branch: Option<Timeline>,
 }
 
 impl SegmentLog {
     /// The log of `source` in `store`.
     #[must_use]
     pub fn new(store: Arc<dyn LogStore>, source: SourceName) -> Self {
-        Self { store, source }
+        Self { store, source, branch: None }
+    }
+
+    /// The same log for a recovery along this timeline instead of the one that the engine would choose. What is stored and
+    /// read is the same; engines that know no branches refuse to recover with it.
+    #[must_use]
+    pub fn along(mut self, timeline: Timeline) -> Self {
+        self.branch = Some(timeline);
+        self
+    }
+
+    /// The timeline that a recovery is told to follow; `None` leaves it to the engine.
+    #[must_use]
+    pub fn branch(&self) -> Option<&Timeline> {
+        self.branch.as_ref()
     }
 
     /// The source.

@@ -28,6 +28,8 @@ pub struct PrivatePostgres {
     settings: Vec<(String, String)>,
     port: u16,
     data: PathBuf,
+    /// The folder of its configuration, when that is not the data directory.
+    etc: Option<PathBuf>,
 }
 
 /// The port, where it is only a part of the socket's name.
@@ -74,16 +76,49 @@ impl PrivatePostgres {
         Self::make(&[], &settings, port)
     }
 
+    /// Starts an empty server as Debian's: its configuration lies outside of the data directory, and includes what is in
+    /// `conf.d` there; one file in it says `work_mem = 7MB`.
+    ///
+    /// # Panics
+    /// As [`PrivatePostgres::start`].
+    #[must_use]
+    pub fn like_debian(options: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::initialised(options, settings, PORT);
+        let etc = server.make_folder("etc");
+        for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+            std::fs::rename(server.data.join(name), etc.join(name)).expect("move the configuration");
+        }
+        let parts = server.make_folder("etc/conf.d");
+        std::fs::write(parts.join("10-memory.conf"), "work_mem = 7MB\n").expect("write a part of it");
+        let (data, etc_shown) = (server.data.display(), etc.display());
+        let text = format!(
+            "data_directory = '{data}'\nhba_file = '{etc_shown}/pg_hba.conf'\nident_file = '{etc_shown}/pg_ident.conf'\n\
+             include_dir = 'conf.d'\n"
+        );
+        let mut file =
+            std::fs::OpenOptions::new().append(true).open(etc.join("postgresql.conf")).expect("postgresql.conf");
+        file.write_all(text.as_bytes()).expect("write postgresql.conf");
+        server.etc = Some(etc);
+        server.launch();
+        server
+    }
+
     fn make(options: &[&str], settings: &[(&str, &str)], port: u16) -> Self {
+        let server = Self::initialised(options, settings, port);
+        server.launch();
+        server
+    }
+
+    /// One that is not started yet.
+    fn initialised(options: &[&str], settings: &[(&str, &str)], port: u16) -> Self {
         let folder = private_folder();
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let data = folder.path().join("data");
-        let server = Self { folder, bin: bin(), settings, port, data };
+        let server = Self { folder, bin: bin(), settings, port, data, etc: None };
         let mut initdb = server.as_server("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"]);
         run(initdb.arg("--data-checksums").arg("-D").arg(server.data_folder()).args(options));
         server.write_settings();
-        server.launch();
         server
     }
 
@@ -96,7 +131,7 @@ impl PrivatePostgres {
         let (bin, settings, port) = (self.bin.clone(), self.settings.clone(), self.port);
         let folder = private_folder();
         let data = folder.path().join("data");
-        let standby = Self { folder, bin, settings, port, data };
+        let standby = Self { folder, bin, settings, port, data, etc: None };
         let mut copy = self.client("pg_basebackup", "");
         run(copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]).arg(standby.data_folder()));
         standby.write_settings();
@@ -111,7 +146,7 @@ impl PrivatePostgres {
     pub fn launch(&self) {
         let log = std::fs::File::create(self.folder.path().join("log")).expect("a log file");
         let mut postgres = self.as_server("postgres");
-        postgres.arg("-D").arg(self.data_folder()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        postgres.arg("-D").arg(self.etc()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = postgres.spawn().expect("start the server");
         let started = Instant::now();
         while !self.is_ready() {
@@ -151,6 +186,12 @@ impl PrivatePostgres {
         self.data.clone()
     }
 
+    /// The folder of its configuration.
+    #[must_use]
+    pub fn etc(&self) -> PathBuf {
+        self.etc.clone().unwrap_or_else(|| self.data_folder())
+    }
+
     /// The major version of its programs.
     ///
     /// # Panics
@@ -170,7 +211,7 @@ impl PrivatePostgres {
     #[must_use]
     pub fn on_data(&self, data: &Path) -> Self {
         let (bin, data) = (self.bin.clone(), data.to_owned());
-        let server = Self { folder: private_folder(), bin, settings: Vec::new(), port: PORT, data };
+        let server = Self { folder: private_folder(), bin, settings: Vec::new(), port: PORT, data, etc: None };
         server.write_settings();
         server.launch();
         server
@@ -259,7 +300,7 @@ impl PrivatePostgres {
     /// # Panics
     /// When it cannot be written.
     pub fn set_hba(&self, text: &str) {
-        std::fs::write(self.data_folder().join("pg_hba.conf"), text).expect("write pg_hba.conf");
+        std::fs::write(self.etc().join("pg_hba.conf"), text).expect("write pg_hba.conf");
         let pid = self.pid().expect("the server runs");
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("signal the server");
     }
@@ -273,7 +314,7 @@ impl PrivatePostgres {
     pub fn recovered_from(base: &Path, settings: &str) -> Self {
         let folder = private_folder();
         let data = folder.path().join("data");
-        let server = Self { folder, bin: bin(), settings: Vec::new(), port: PORT, data };
+        let server = Self { folder, bin: bin(), settings: Vec::new(), port: PORT, data, etc: None };
         run(command(Path::new("cp")).arg("-a").arg(base).arg(server.data_folder()));
         server.write_settings();
         let append = |name: &str, text: &str| {

@@ -1,14 +1,16 @@
 //! The command line as types. Doc comments here are the help texts, the man page and `docs/reference/cli.md`.
 
+mod time;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use backup_core::engine::Moment;
-use backup_core::{ArtifactName, PlanName, SnapshotId, SourceName};
+use backup_core::{ArtifactName, PlanName, SnapshotId, SourceName, Timeline};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
+
+pub use time::TimeArg;
 
 /// Backs up whole service stacks, proves that each backup restores, and puts the stack back.
 #[derive(Debug, Parser)]
@@ -285,7 +287,13 @@ pub struct RestoreArgs {
     /// The moment to recover to.
     #[command(flatten)]
     pub moment: MomentArgs,
+    /// Along this timeline of the log, by its number, instead of the newest that comes from the snapshot (PostgreSQL;
+    /// needs one --source)
+    #[arg(long, value_name = "N", requires = "MomentArgs", help_heading = MOMENT_HEADING)]
+    pub timeline: Option<Timeline>,
 }
+
+const MOMENT_HEADING: &str = "Recovery to a moment, for sources that are followed";
 
 /// A folder that goes to another place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,9 +320,10 @@ impl FromStr for Relocation {
 /// The moment of a `restore`: at most one of them. Without `SNAPSHOT`, the newest that leads there is chosen.
 #[derive(Debug, Clone, Default, Args)]
 #[group(multiple = false)]
-#[command(next_help_heading = "Recovery to a moment, for sources that are followed")]
+#[command(next_help_heading = MOMENT_HEADING)]
 pub struct MomentArgs {
-    /// The last state before this time, which needs its zone: '2026-11-20 14:30:00+00', 2026-11-20T14:30:00Z
+    /// The last state before this time, which needs its zone: '2026-11-20 14:30:00+00', 2026-11-20T14:30:00Z,
+    /// '2026-11-20 14:30:00 Europe/Berlin'
     #[arg(long, value_name = "TIME")]
     pub to_time: Option<TimeArg>,
     /// This position of the log: a replication offset, an LSN (also --to-lsn; needs one --source)
@@ -348,26 +357,6 @@ impl MomentArgs {
         } else {
             Moment::Snapshot
         }
-    }
-}
-
-/// A moment in time as a user writes it: never without its zone, which would be a guess.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeArg(pub Timestamp);
-
-impl FromStr for TimeArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(time) = text.parse::<Timestamp>() {
-            return Ok(Self(time));
-        }
-        let Ok(civil) = text.parse::<jiff::civil::DateTime>() else {
-            return Err("a time looks like '2026-11-20 14:30:00+00' or 2026-11-20T14:30:00Z".to_owned());
-        };
-        let local = civil.to_zoned(TimeZone::system()).map(|zoned| zoned.strftime("%Y-%m-%d %H:%M:%S%:z").to_string());
-        let local = local.unwrap_or_else(|_| format!("{civil}+00"));
-        Err(format!("it does not say in which time zone; on this machine's clock it is '{local}', in UTC '{civil}Z'"))
     }
 }
 
@@ -410,6 +399,10 @@ pub struct DrillArgs {
     /// Restore below this folder [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub scratch: Option<PathBuf>,
+    /// Replay this timeline of the log, by its number, instead of the newest that comes from the snapshot (PostgreSQL;
+    /// needs one --source)
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<Timeline>,
 }
 
 /// The commands below `wal`.
@@ -524,25 +517,4 @@ pub enum ReferencePage {
     Cli,
     /// The exit codes
     ExitCodes,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_needs_its_zone() {
-        let at = "2026-11-20T14:30:00Z".parse::<Timestamp>().unwrap();
-        for text in ["2026-11-20 14:30:00+00", "2026-11-20T14:30:00Z", "2026-11-20 15:30:00+01:00", "2026-11-20 14:30Z"]
-        {
-            assert_eq!(text.parse(), Ok(TimeArg(at)), "{text}");
-        }
-        for text in ["2026-11-20 14:30:00", "2026-11-20"] {
-            let error = text.parse::<TimeArg>().unwrap_err();
-            assert!(error.contains("time zone") && error.contains("Z'"), "{text}: {error}");
-        }
-        for text in ["", "yesterday", "14:30:00Z", "2026-13-20 14:30:00Z"] {
-            assert!(text.parse::<TimeArg>().unwrap_err().contains("looks like"), "{text}");
-        }
-    }
 }

@@ -17,8 +17,8 @@ use backup_core::{BackupReader, BackupWriter, RunContext, SegmentLog};
 
 use crate::config::{Mode, Settings};
 use crate::logical::Logical;
-use crate::physical::{ConfigFiles, Physical, PhysicalDetails};
-use crate::recovery::{self, Search, Way};
+use crate::physical::{ConfigFiles, Physical, PhysicalDetails, check_folder};
+use crate::recovery::{self, Branch, Search, Way};
 use crate::wal::{Chain, Span};
 
 /// See the module.
@@ -96,7 +96,7 @@ impl Restorer for Cluster {
             return self.logical.plan_restore(cx, from, to).await;
         };
         if let Place::Folder(folder) = &to.place {
-            to.existing.check_folder(folder)?;
+            check_folder(folder, to.existing)?;
         }
         let way = self.way(cx, from, &details, &to.moment).await?;
         let mut plan = self.physical.plan_put_back(cx, from, &details, to, way.as_ref()).await?;
@@ -115,7 +115,7 @@ impl Restorer for Cluster {
             return self.logical.restore(cx, from, plan).await;
         };
         if let Place::Folder(folder) = &to.place {
-            to.existing.check_folder(folder)?;
+            check_folder(folder, to.existing)?;
         }
         let way = self.way(cx, from, &details, &to.moment).await?;
         let written = Box::pin(self.physical.write(cx, from, &details, to, way.as_ref())).await?;
@@ -126,7 +126,7 @@ impl Restorer for Cluster {
             dumps = self.logical.restore(cx, from, RestorePlan { target, ..plan.clone() }).await?;
         }
         cx.check_cancelled()?;
-        let mut report = self.physical.complete(cx, &details, written, to.afterwards).await?;
+        let mut report = self.physical.complete(cx, from, &details, written, way.as_ref(), to.afterwards).await?;
         report.restored.extend(dumps.restored);
         report.bytes += dumps.bytes;
         report.items += dumps.items;
@@ -144,7 +144,7 @@ impl Restorer for Cluster {
         let log = log.ok_or_else(no_log)?;
         let chain = Chain::read(log).await?.ok_or_else(no_log)?;
         let (id, way) = recovery::choose(cx, candidates, log, &chain, moment).await?;
-        self.remember(&id, moment, &chain, &way);
+        self.remember(&id, moment, log, &chain, &way)?;
         Ok(id)
     }
 }
@@ -154,6 +154,7 @@ impl Restorer for Cluster {
 struct Known {
     snapshot: SnapshotId,
     moment: Moment,
+    branch: Branch,
     archive: Vec<Span>,
     way: Way,
 }
@@ -203,26 +204,30 @@ impl Cluster {
         let log = from.log().ok_or_else(no_log)?;
         let chain = Chain::read(log).await?.ok_or_else(no_log)?;
         let id = &from.manifest().id;
-        if let Some(way) = self.known(id, moment, &chain) {
+        if let Some(way) = self.known(id, moment, Branch::of(log)?, &chain) {
             return Ok(Some(way));
         }
         let search = recovery::find(cx, details, log, &chain, moment, None).await?;
         let Search::Found(way) = search else {
             return Err(recovery::out_of_reach(&search, details, moment).with("snapshot", id));
         };
-        self.remember(id, moment, &chain, &way);
+        self.remember(id, moment, log, &chain, &way)?;
         Ok(Some(way))
     }
 
-    fn known(&self, id: &SnapshotId, moment: &Moment, chain: &Chain) -> Option<Way> {
+    fn known(&self, id: &SnapshotId, moment: &Moment, branch: Branch, chain: &Chain) -> Option<Way> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |known: &&Known| known.snapshot == *id && known.moment == *moment && known.archive == chain.spans();
+        let fits = |known: &&Known| {
+            known.snapshot == *id && known.moment == *moment && known.branch == branch && known.archive == chain.spans()
+        };
         known.as_ref().filter(fits).map(|known| known.way.clone())
     }
 
-    fn remember(&self, id: &SnapshotId, moment: &Moment, chain: &Chain, way: &Way) {
-        let known = Known { snapshot: id.clone(), moment: moment.clone(), archive: chain.spans(), way: way.clone() };
+    fn remember(&self, id: &SnapshotId, moment: &Moment, log: &SegmentLog, chain: &Chain, way: &Way) -> Result<()> {
+        let (snapshot, moment, archive) = (id.clone(), moment.clone(), chain.spans());
+        let known = Known { snapshot, moment, branch: Branch::of(log)?, archive, way: way.clone() };
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        Ok(())
     }
 }
 
@@ -306,6 +311,7 @@ impl Cluster {
         let Some(log) = from.log() else { return Ok(None) };
         match Chain::read(log).await? {
             Some(_) => self.way(cx, from, details, &Moment::Latest).await,
+            None if log.branch().is_some() => Err(no_log()),
             None => Ok(None),
         }
     }

@@ -25,6 +25,7 @@ use crate::tools::ToolBox;
 
 pub(crate) use catalog::names;
 pub(crate) use drill::{amcheck, beginning};
+pub(crate) use fingerprint::{Unlogged, count as count_rows, list as list_tables, merge};
 
 /// One configured server, saved and put back logically.
 #[derive(Debug)]

@@ -39,9 +39,10 @@ use crate::tools::ToolBox;
 
 pub(crate) use backup::ConfigFiles;
 pub(crate) use details::PhysicalDetails;
-pub(crate) use owner::{Owner, make_private};
+pub(crate) use owner::{Owner, make_private, write_private};
 pub(crate) use preflight::is_memo;
 pub(crate) use privileges::{ROLE, comments as role_comments};
+pub(crate) use standing::check_folder;
 
 /// One configured server, saved physically.
 #[derive(Debug)]

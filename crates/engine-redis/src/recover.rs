@@ -82,6 +82,7 @@ impl Recovery {
         log: Option<&SegmentLog>,
         moment: &Moment,
     ) -> Result<Self> {
+        refuse_branch(log)?;
         let Some((id, base)) = position(record) else {
             return Err(Error::new(ErrorKind::Unsupported, "the snapshot has no position in a replication stream")
                 .hint("BGSAVE and exports have none, and a whole cluster has several: choose one that `stackward follow` took"));
@@ -197,6 +198,16 @@ pub(crate) enum Way {
     Aof(AofMoment),
 }
 
+/// A stream goes on under another name after a failover; it has no branches to choose from.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when one was chosen.
+pub(crate) fn refuse_branch(log: Option<&SegmentLog>) -> Result<()> {
+    let Some(timeline) = log.and_then(SegmentLog::branch) else { return Ok(()) };
+    Err(Error::new(ErrorKind::Unsupported, format!("Redis has no timelines, and so no timeline {timeline}"))
+        .hint("leave `--timeline` out"))
+}
+
 impl Way {
     /// Finds it, for the backup of `record`.
     ///
@@ -208,6 +219,7 @@ impl Way {
         log: Option<&SegmentLog>,
         moment: &Moment,
     ) -> Result<Self> {
+        refuse_branch(log)?;
         match (Recovery::find(cx, record, log, moment).await, AofMoment::of(record, moment)) {
             (Ok(recovery), _) => Ok(Self::Stream(recovery)),
             (Err(error), Some(aof)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {

@@ -1,8 +1,14 @@
 //! Where built things are kept between runs: outside the checkout in CI, whose checkouts are thrown away.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::process::{Result, Run, root};
+
+/// Where the cache goes that every user can read, when ours is closed to others; our number follows.
+const OPEN_FOLDER: &str = "/var/tmp/stackward-cache";
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+const PASSABLE_BY_OTHERS: u32 = 0o001;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -48,10 +54,35 @@ impl Cache {
         Ok(folder)
     }
 
+    /// As [`folder`](Self::folder), but every user can run what is in it: elsewhere when ours is in a home that others may
+    /// not enter.
+    pub(crate) fn open_folder(&self, what: &str) -> Result<PathBuf> {
+        let own = self.folder(what)?;
+        if own.ancestors().all(is_passable) {
+            return Ok(own);
+        }
+        let id = Run::new("id").args(["-u"]).output()?;
+        let open = PathBuf::from(format!("{OPEN_FOLDER}-{}", id.trim()));
+        let failed = |error| format!("{}: {error}", open.display());
+        std::fs::create_dir_all(&open).map_err(failed)?;
+        // Everybody may make folders there: what is run from this one must be ours.
+        let metadata = std::fs::symlink_metadata(&open).map_err(failed)?;
+        if !metadata.is_dir() || metadata.uid().to_string() != id.trim() || metadata.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Err(format!("{} is not a folder of yours that only you can write to: remove it", open.display()));
+        }
+        let folder = open.join(what);
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        Ok(folder)
+    }
+
     /// Cargo, with the target folder that all chores share.
     pub(crate) fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Run {
         Run::cargo().env("CARGO_TARGET_DIR", &self.target).args(arguments)
     }
+}
+
+fn is_passable(folder: &Path) -> bool {
+    std::fs::metadata(folder).is_ok_and(|metadata| metadata.mode() & PASSABLE_BY_OTHERS != 0)
 }
 
 /// Whether something can be written there: asked by writing.

@@ -11,6 +11,11 @@ use crate::cache::Cache;
 use crate::process::{Result, Run};
 use crate::steps::say;
 
+/// What tests read to find another PostgreSQL than Debian 12's: the folder of its programs.
+pub(crate) const POSTGRES_VARIABLE: &str = "STACKWARD_POSTGRES_BIN";
+/// What tests read to find another Redis server than that in `PATH`: the program.
+pub(crate) const REDIS_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
+
 /// A server of another version.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Server {
@@ -18,19 +23,59 @@ pub(crate) struct Server {
     pub(crate) name: &'static str,
     /// The release that has it.
     suite: &'static str,
-    /// Debian's package, and the program in it.
+    /// Debian's package.
     package: &'static str,
-    /// Which of the engine's tests run on it, as nextest's filters say it.
+    kind: Kind,
+    /// Which tests run on it, as nextest's filters say it.
     pub(crate) tests: &'static str,
 }
 
+/// What kind of server it is.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// One program, called as its package is.
+    Redis,
+    /// A folder of programs of this version, which run as another user when we are root.
+    Postgres(u32),
+}
+
+impl Server {
+    /// The variable that tells the tests of it.
+    pub(crate) const fn variable(self) -> &'static str {
+        match self.kind {
+            Kind::Redis => REDIS_VARIABLE,
+            Kind::Postgres(_) => POSTGRES_VARIABLE,
+        }
+    }
+
+    /// The packages of this workspace whose tests run on it.
+    pub(crate) const fn packages(self) -> &'static [&'static str] {
+        match self.kind {
+            Kind::Redis => &["engine-redis"],
+            Kind::Postgres(_) => &["engine-postgres", "stackward"],
+        }
+    }
+}
+
 /// Those that the nightly tests run on.
-pub(crate) const SERVERS: [Server; 4] = [
-    Server { name: "redis-6", suite: "bullseye", package: "redis-server", tests: OLD },
-    Server { name: "redis-8", suite: "trixie", package: "redis-server", tests: ALL },
-    Server { name: "valkey-8", suite: "trixie", package: "valkey-server", tests: ALL },
-    Server { name: "valkey-9", suite: "sid", package: "valkey-server", tests: ALL },
+pub(crate) const SERVERS: [Server; 6] = [
+    Server { name: "redis-6", suite: "bullseye", package: "redis-server", kind: Kind::Redis, tests: OLD },
+    Server { name: "redis-8", suite: "trixie", package: "redis-server", kind: Kind::Redis, tests: ALL },
+    Server { name: "valkey-8", suite: "trixie", package: "valkey-server", kind: Kind::Redis, tests: ALL },
+    Server { name: "valkey-9", suite: "sid", package: "valkey-server", kind: Kind::Redis, tests: ALL },
+    Server {
+        name: "postgres-17",
+        suite: "trixie",
+        package: "postgresql-17",
+        kind: Kind::Postgres(17),
+        tests: POSTGRES,
+    },
+    Server { name: "postgres-18", suite: "sid", package: "postgresql-18", kind: Kind::Postgres(18), tests: POSTGRES },
 ];
+
+/// The whole engine, and what the program does with its log.
+const POSTGRES: &str = "(package(engine-postgres) & binary(it)) \
+    | (package(stackward) & binary(endtoend) & test(/^(wal|base_backup|moments)::/))";
 
 /// Not what needs a program that every user may run: the cache is that of one.
 const ALL: &str = "binary(it) - test(a_fork_that_fails)";
@@ -40,12 +85,28 @@ const OLD: &str = "binary(it) & (test(wire::) + test(own_dump::) + test(every_ha
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LOADERS: &str = "ld-linux";
 
-/// The program of a server; fetched when it is not in the cache.
+/// What [`Server::variable`] is set to: the program of a server, or the folder of its programs; fetched when it is not in the
+/// cache.
 pub(crate) fn program(cache: &Cache, server: Server) -> Result<PathBuf> {
-    let root = cache.folder("servers")?.join(server.name);
-    let program = root.join("bin").join(server.package);
-    if program.is_file() {
-        return Ok(program);
+    let servers = match server.kind {
+        Kind::Redis => cache.folder("servers")?,
+        // The server refuses root: others must be able to run it.
+        Kind::Postgres(_) => cache.open_folder("servers")?,
+    };
+    let root = servers.join(server.name);
+    let programs = match server.kind {
+        Kind::Redis => Programs { real: root.join("usr/bin"), scripts: root.join("bin") },
+        Kind::Postgres(version) => {
+            let folder = root.join(format!("usr/lib/postgresql/{version}"));
+            Programs { real: folder.join("bin.real"), scripts: folder.join("bin") }
+        }
+    };
+    let (first, told) = match server.kind {
+        Kind::Redis => (server.package, programs.scripts.join(server.package)),
+        Kind::Postgres(_) => ("postgres", programs.scripts.clone()),
+    };
+    if programs.real.join(first).is_file() && programs.scripts.join(first).is_file() {
+        return Ok(told);
     }
     say(&format!("    fetching {} from Debian {}", server.name, server.suite));
     if root.exists() {
@@ -55,8 +116,40 @@ pub(crate) fn program(cache: &Cache, server: Server) -> Result<PathBuf> {
     for package in apt.download(server.package)? {
         Run::new("dpkg-deb").args(["-x".as_ref(), package.as_os_str(), root.as_os_str()]).run()?;
     }
-    script(&root, server.package, &program)?;
-    Ok(program)
+    let names = match server.kind {
+        Kind::Redis => vec![first.to_owned()],
+        Kind::Postgres(_) => set_aside(&programs)?,
+    };
+    let starter = Starter::find(&root)?;
+    for name in names.iter().filter(|name| *name != first) {
+        starter.script(&programs, name)?;
+    }
+    // Last: without it the others are none. It runs, or it is no server: a half of one must not stay in the cache.
+    let program = starter.script(&programs, first)?;
+    let ran = Run::new(&program).args(["--version"]).output();
+    ran.map(|version| say(&format!("    {}", version.trim()))).inspect_err(|_| {
+        let _gone = std::fs::remove_file(&program);
+    })?;
+    Ok(told)
+}
+
+/// Where unpacked programs are, and where the scripts that start them go.
+struct Programs {
+    real: PathBuf,
+    scripts: PathBuf,
+}
+
+/// Moves the programs to make room for scripts under their names: PostgreSQL's look for each other, and for their other
+/// files, from where they are. Returns the names.
+fn set_aside(programs: &Programs) -> Result<Vec<String>> {
+    let failed = |error| format!("{}: {error}", programs.scripts.display());
+    std::fs::rename(&programs.scripts, &programs.real).map_err(failed)?;
+    // Compiled queries would look for an LLVM of their own.
+    if let Some(folder) = programs.scripts.parent() {
+        let _none = std::fs::remove_file(folder.join("lib/llvmjit.so"));
+    }
+    let entries = std::fs::read_dir(&programs.real).map_err(failed)?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 /// apt with folders of its own.
@@ -119,37 +212,49 @@ fn mirror() -> Result<String> {
         .ok_or_else(|| "servers of other versions come from Debian, and this machine knows no mirror of it".to_owned())
 }
 
-/// Writes a program that starts the unpacked one with its own loader and libraries.
-fn script(root: &Path, name: &str, program: &Path) -> Result {
-    let libraries: Vec<PathBuf> = ["lib", "usr/lib"]
-        .iter()
-        .flat_map(|folder| std::fs::read_dir(root.join(folder)).into_iter().flatten().flatten())
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().contains("-linux-gnu"))
-        .flat_map(|path| [path.clone(), path.join("systemd")])
-        .collect();
-    let loader = libraries.iter().find_map(|folder| {
-        let mut files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        files.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LOADERS)))
-    });
-    let loader = loader.ok_or_else(|| format!("{}: no loader was unpacked", root.display()))?;
-    let path: Vec<String> = libraries.iter().map(|folder| folder.display().to_string()).collect();
-    let text = format!(
-        "#!/bin/sh\nexec {} --library-path {} {} \"$@\"\n",
-        loader.display(),
-        path.join(":"),
-        root.join("usr/bin").join(name).display()
-    );
-    make(program.parent().unwrap_or(root))?;
-    write(program, &text)?;
-    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755))
-        .map_err(|error| format!("{}: {error}", program.display()))?;
-    // It runs, or it is no server: a half of one must not stay in the cache.
-    Run::new(program).args(["--version"]).output().map(|version| say(&format!("    {}", version.trim()))).inspect_err(
-        |_| {
-            let _gone = std::fs::remove_file(program);
-        },
-    )
+/// What starts programs that were unpacked: their own loader, with their own libraries.
+struct Starter {
+    loader: PathBuf,
+    path: String,
+}
+
+impl Starter {
+    fn find(root: &Path) -> Result<Self> {
+        let libraries: Vec<PathBuf> = ["lib", "usr/lib"]
+            .iter()
+            .flat_map(|folder| std::fs::read_dir(root.join(folder)).into_iter().flatten().flatten())
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().contains("-linux-gnu"))
+            .flat_map(|path| [path.clone(), path.join("systemd")])
+            .collect();
+        let loader = libraries.iter().find_map(|folder| {
+            let mut files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            files.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LOADERS)))
+        });
+        let loader = loader.ok_or_else(|| format!("{}: no loader was unpacked", root.display()))?;
+        let path: Vec<String> = libraries.iter().map(|folder| folder.display().to_string()).collect();
+        Ok(Self { loader, path: path.join(":") })
+    }
+
+    /// Writes a script that starts the program, which takes itself for one where the script is.
+    fn script(&self, programs: &Programs, name: &str) -> Result<PathBuf> {
+        let script = programs.scripts.join(name);
+        // Loaders know `--argv0` since 2021; older releases have servers that need it not.
+        let real = programs.real.join(name);
+        let itself =
+            if programs.real.ends_with("bin.real") { format!("--argv0 {} ", script.display()) } else { String::new() };
+        let text = format!(
+            "#!/bin/sh\nexec {} --library-path {} {itself}{} \"$@\"\n",
+            self.loader.display(),
+            self.path,
+            real.display()
+        );
+        make(&programs.scripts)?;
+        write(&script, &text)?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))
+            .map_err(|error| format!("{}: {error}", script.display()))?;
+        Ok(script)
+    }
 }
 
 fn make(folder: &Path) -> Result {

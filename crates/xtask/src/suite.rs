@@ -9,12 +9,9 @@ use clap::Args;
 
 use crate::cache::Cache;
 use crate::process::{Result, Run};
-use crate::servers::{self, SERVERS};
+use crate::servers::{self, POSTGRES_VARIABLE, REDIS_VARIABLE, SERVERS};
 use crate::steps::{Steps, say, shout};
 use crate::{deny, fuzz, law, packages, schema};
-
-/// What the tests read to find another server than that in `PATH`.
-const REDIS_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
 
 /// Options of `test`.
 #[derive(Debug, Args)]
@@ -83,7 +80,7 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
     }
 }
 
-/// The engine's tests on each of the other servers, as far as their names contain `filter`.
+/// The tests on each of the other servers, as far as their names contain `filter`.
 fn nightly(steps: &mut Steps, filter: &str) {
     for server in SERVERS {
         let repeat = format!("cargo xtask test --nightly '{filter}'");
@@ -92,7 +89,10 @@ fn nightly(steps: &mut Steps, filter: &str) {
         steps.step(server.name, &repeat, |cache| {
             let program = servers::program(cache, server)?;
             let run = cache.cargo(["nextest", "run", "--locked", "--no-fail-fast", "--profile", "nightly"]);
-            run.args(["-p", "engine-redis", "-E", &chosen, "--no-tests", "pass"]).env(REDIS_VARIABLE, program).run()
+            let packages = server.packages().iter().flat_map(|package| ["-p", package]);
+            // What is ignored elsewhere is what only newer servers can do.
+            let run = run.args(packages).args(["-E", &chosen, "--run-ignored", "all", "--no-tests", "pass"]);
+            run.env(server.variable(), program).run()
         });
     }
 }
@@ -108,7 +108,7 @@ fn tests(cache: &Cache, args: &TestArgs) -> Result {
     let nextest = Run::cargo().args(["nextest", "--version"]).succeeds();
     let with_servers = |mut command: Run| {
         if let Some(folder) = &args.postgres {
-            command = command.env("STACKWARD_POSTGRES_BIN", folder);
+            command = command.env(POSTGRES_VARIABLE, folder);
         }
         if let Some(path) = &args.redis {
             command = command.env(REDIS_VARIABLE, redis_program(path));
@@ -142,7 +142,7 @@ fn increments(cache: &Cache, args: &TestArgs) -> Result {
         return Ok(());
     }
     let only = ["nextest", "run", "--package", "engine-postgres", "--locked", "--run-ignored", "only", "increments::"];
-    cache.cargo(only).env("STACKWARD_POSTGRES_BIN", folder).run()
+    cache.cargo(only).env(POSTGRES_VARIABLE, folder).run()
 }
 
 /// Puts right what can be put right by a machine.

@@ -160,7 +160,7 @@ async fn put_back(session: &Session<'_>, stack: &Stack, sink: &dyn Sink, story: 
     let begun = Instant::now();
     let id = crate::stack::latest(sink, &stack.plan.name).await?;
     let chosen: Vec<_> = parts.iter().map(|part| (*part, id.clone())).collect();
-    let planned = restore::plan_all(session, sink, &chosen, |_| RestoreTarget::default()).await?;
+    let planned = restore::plan_all(session, sink, &chosen, None, |_| RestoreTarget::default()).await?;
     let done = restore::restore_all(session, planned).await?;
     let took = begun.elapsed();
     let mut bytes = 0;
@@ -183,7 +183,7 @@ async fn drill_all(
 ) -> Result<drill::Measured> {
     let parts: Vec<&Part> = stack.parts.iter().collect();
     let id = crate::stack::latest(sink, &stack.plan.name).await?;
-    let measured = drill::drill(session, sink, &id, &parts, None).await?;
+    let measured = drill::drill(session, sink, &id, &parts, &drill::DrillPlace::default()).await?;
     for (name, report) in &measured.sources {
         let (items, restore) = (output::counted(report.items, "item"), output::span(report.restore_time));
         story.line(format!("{name}: restored into a scratch place in {restore}, {items} compared"));

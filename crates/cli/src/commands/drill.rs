@@ -7,11 +7,11 @@ use std::time::Duration;
 use backup_core::engine::DrillReport;
 use backup_core::plan::Promise;
 use backup_core::sink::Sink;
-use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SnapshotId, SourceName};
+use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SnapshotId, SourceName, Timeline};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::restore::log_of;
+use super::restore::{check_timeline, log_of};
 use crate::args::DrillArgs;
 use crate::exit::Exit;
 use crate::output;
@@ -21,11 +21,13 @@ use crate::stack::{Access, Part, Stack, choose_for};
 pub(crate) async fn run(session: &Session<'_>, args: &DrillArgs) -> Result<Exit> {
     let stack = Stack::load(session)?;
     let parts = stack.select(&args.sources)?;
+    check_timeline(args.timeline.as_ref(), &parts)?;
     let sink = stack.open(session, Access::Read).await?;
     let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
     let chosen = choose_for(sink.as_ref(), &stack.plan.name, &args.snapshot, &names);
     let id = session.unless_interrupted(chosen).await?;
-    let measured = drill(session, sink.as_ref(), &id, &parts, args.scratch.as_deref()).await?;
+    let place = DrillPlace { scratch: args.scratch.as_deref(), timeline: args.timeline.as_ref() };
+    let measured = drill(session, sink.as_ref(), &id, &parts, &place).await?;
     Ok(tell(session, &measured, stack.plan.promise))
 }
 
@@ -60,19 +62,29 @@ impl Measured {
     }
 }
 
+/// Where a drill happens, and which branch of the log it follows.
+#[derive(Debug, Default)]
+pub(crate) struct DrillPlace<'a> {
+    /// The folder to restore below.
+    pub(crate) scratch: Option<&'a Path>,
+    /// The timeline.
+    pub(crate) timeline: Option<&'a Timeline>,
+}
+
 /// Drills `parts` from the snapshot `id`, one after the other, in a scratch folder that is removed afterwards.
 pub(crate) async fn drill(
     session: &Session<'_>,
     sink: &dyn Sink,
     id: &SnapshotId,
     parts: &[&Part],
-    scratch: Option<&Path>,
+    place: &DrillPlace<'_>,
 ) -> Result<Measured> {
     let snapshot = session.unless_interrupted(sink.open(id)).await?;
-    let scratch = scratch_folder(scratch)?;
+    let scratch = scratch_folder(place.scratch)?;
     let mut sources = Vec::new();
     for part in parts {
-        let reader = BackupReader::new(Arc::clone(&snapshot), part.name().clone())?.with_log(log_of(sink, part));
+        let reader =
+            BackupReader::new(Arc::clone(&snapshot), part.name().clone())?.with_log(log_of(sink, part, place.timeline));
         let cx = session.context(part.name()).scratch_in(scratch.path());
         cx.check_cancelled()?;
         let bytes = reader.record().bytes();
@@ -161,9 +173,13 @@ fn show_source(session: &Session<'_>, name: &SourceName, report: &DrillReport) {
 }
 
 fn source_json(name: &SourceName, report: &DrillReport) -> serde_json::Value {
-    json!({
+    let mut told = json!({
         "name": name, "restore_seconds": output::seconds(report.restore_time),
         "check_seconds": output::seconds(report.check_time), "bytes": report.bytes, "items": report.items,
         "reached": report.reached, "checked": report.checked, "findings": report.findings,
-    })
+    });
+    if !report.fingerprint.is_empty() {
+        told["fingerprint"] = json!(report.fingerprint);
+    }
+    told
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use backup_core::engine::{Afterwards, Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget};
 use backup_core::sink::{Sink, SnapshotReader};
 use backup_core::snapshots::candidates;
-use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SegmentLog, SnapshotId};
+use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SegmentLog, SnapshotId, Timeline};
 use serde_json::json;
 
 use super::verify::refuse_damaged;
@@ -20,6 +20,9 @@ use crate::output;
 use crate::session::Session;
 use crate::stack::{Access, Part, Stack, choose_for};
 
+/// The engine whose logs have branches.
+const WITH_TIMELINES: &str = "postgres";
+
 pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exit> {
     let stack = Stack::load(session)?;
     let parts = stack.select(&args.sources)?;
@@ -27,7 +30,7 @@ pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exi
     let sink = stack.open(session, Access::Read).await?;
     let chosen = chosen(session, &stack, sink.as_ref(), args, &parts).await?;
     let target = |part: &Part| target(args, part);
-    let planned = plan_all(session, sink.as_ref(), &chosen, target).await?;
+    let planned = plan_all(session, sink.as_ref(), &chosen, args.timeline.as_ref(), target).await?;
     if args.dry_run {
         return Ok(show_plans(session, &planned));
     }
@@ -54,7 +57,7 @@ async fn chosen<'a>(
     for part in parts {
         let cx = session.context(part.name());
         let candidates = session.unless_interrupted(candidates(sink, &stack.plan.name, part.name())).await?;
-        let log = log_of(sink, part);
+        let log = log_of(sink, part, args.timeline.as_ref());
         let id = part.engine.restorer.choose(&cx, &candidates, log.as_ref(), &moment).await;
         let id = id.map_err(|error| name_source(error, part))?;
         session.output.note(format!("{}: recovering to {moment} from the snapshot {id}", part.name()));
@@ -63,12 +66,29 @@ async fn chosen<'a>(
     Ok(chosen)
 }
 
-/// The log of a part's source.
-pub(crate) fn log_of(sink: &dyn Sink, part: &Part) -> Option<SegmentLog> {
-    sink.logs().map(|logs| SegmentLog::new(logs, part.name().clone()))
+/// The log of a part's source, along `timeline` when one was chosen.
+pub(crate) fn log_of(sink: &dyn Sink, part: &Part, timeline: Option<&Timeline>) -> Option<SegmentLog> {
+    let log = SegmentLog::new(sink.logs()?, part.name().clone());
+    Some(match timeline {
+        Some(timeline) => log.along(timeline.clone()),
+        None => log,
+    })
+}
+
+/// A timeline is one server's.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] when others are chosen.
+pub(crate) fn check_timeline(timeline: Option<&Timeline>, parts: &[&Part]) -> Result<()> {
+    if timeline.is_none() || matches!(parts, [only] if only.config.engine == WITH_TIMELINES) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Usage, "`--timeline` is about one PostgreSQL server")
+        .hint("name it with `--source NAME`; `stackward wal status` shows the timelines"))
 }
 
 fn check_usage(args: &RestoreArgs, parts: &[&Part]) -> Result<()> {
+    check_timeline(args.timeline.as_ref(), parts)?;
     let about_one = [
         ("--select", !args.select.is_empty()),
         ("--rename", args.rename.is_some()),
@@ -128,6 +148,7 @@ pub(crate) async fn plan_all<'a>(
     session: &Session<'_>,
     sink: &dyn Sink,
     chosen: &[Chosen<'a>],
+    timeline: Option<&Timeline>,
     target: impl Fn(&Part) -> RestoreTarget,
 ) -> Result<Vec<Planned<'a>>> {
     let mut snapshots: BTreeMap<&SnapshotId, Arc<dyn SnapshotReader>> = BTreeMap::new();
@@ -146,7 +167,7 @@ pub(crate) async fn plan_all<'a>(
         let cx = session.context(part.name());
         let one = async {
             let reader = BackupReader::new(Arc::clone(&snapshots[id]), part.name().clone())?;
-            let reader = reader.with_log(log_of(sink, part));
+            let reader = reader.with_log(log_of(sink, part, timeline));
             let plan = cx.unless_cancelled(part.engine.restorer.plan_restore(&cx, &reader, &target(part))).await?;
             Ok(Planned { part, id: id.clone(), reader, plan })
         };

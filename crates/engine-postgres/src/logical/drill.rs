@@ -131,6 +131,7 @@ impl Logical {
         let views = saved_views.differences(&restored_views);
         drill.checked.extend(views.into_iter().map(|line| format!("{line} (computed anew, not a loss)")));
         let tables: usize = restored.0.values().map(std::collections::BTreeMap::len).sum();
+        drill.fingerprint = restored;
         if !saved.is_empty() {
             drill.checked.push(format!("{} rows in {tables} groups compared with the fingerprint", drill.items));
         }

@@ -13,7 +13,7 @@ use super::details::PhysicalDetails;
 use super::layout::Layout;
 use super::owner::{Owner, make_private, write_private};
 use crate::config_files::ConfigFile;
-use crate::recovery::{Copy, Way, neutral, settings, without_settings};
+use crate::recovery::{Copy, Supply, Way, neutral, settings, without_settings};
 
 const MAIN: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
@@ -38,6 +38,7 @@ pub(super) struct Configuring<'a> {
     /// The server is started with a configuration that stands elsewhere, as Debian's.
     pub(super) is_elsewhere: bool,
     pub(super) way: Option<&'a Way>,
+    pub(super) supply: Supply,
     /// The moment and the snapshot, for whoever reads the file.
     pub(super) about: &'a str,
 }
@@ -53,12 +54,14 @@ pub(super) async fn configure(
     if !how.is_elsewhere {
         complete(cx, from, &saved(from, details)?, how).await?;
     }
-    if how.copy == Copy::Beside {
-        let path = data.join(MAIN);
-        if let Some(text) = neutral(&read(&path)?) {
-            write_private(&path, text.as_bytes(), how.owner)?;
-            amend(how.layout, &[MAIN], how.owner)?;
-        }
+    let path = data.join(MAIN);
+    // A scratch server has a configuration of its own elsewhere.
+    if how.copy == Copy::Beside
+        && path.exists()
+        && let Some(text) = neutral(&read(&path)?)
+    {
+        write_private(&path, text.as_bytes(), how.owner)?;
+        amend(how.layout, &[MAIN], how.owner)?;
     }
     let path = data.join(AUTO);
     let before = if path.exists() { read(&path)? } else { String::new() };
@@ -70,7 +73,7 @@ pub(super) async fn configure(
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
-        text.push_str(&settings(how.way, how.copy, how.about));
+        text.push_str(&settings(how.way.map(|way| (way, how.supply)), how.copy, how.about));
     }
     if text != before {
         write_private(&path, text.as_bytes(), how.owner)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use backup_core::engine::{DrillReport, Existing};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::Fingerprint;
 use backup_core::{BackupReader, RunContext};
 
 use super::configure::{Configuring, configure};
@@ -16,9 +17,9 @@ use super::layout::Layout;
 use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place};
 use super::{Physical, PhysicalDetails, standing};
-use crate::logical::{amcheck, beginning};
+use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge};
 use crate::psql::Psql;
-use crate::recovery::{Copy, State, Way, stage};
+use crate::recovery::{Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
 use crate::tools::{PgVersion, Tools};
 
@@ -45,7 +46,8 @@ impl Physical {
         let mut drill = DrillReport::default();
         let started = Instant::now();
         let data = site.folder.join("data");
-        let placed = cx.unless_cancelled(self.place_in(cx, from, details, way, &site.folder)).await;
+        let owner = Owner::find(self.server.run_as(), &data)?;
+        let placed = cx.unless_cancelled(self.place_in(cx, from, details, way, (&site.folder, owner))).await;
         drill.bytes = match placed {
             Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
@@ -57,11 +59,19 @@ impl Physical {
         cx.step("starting a scratch server; it replays the log");
         let settings = settings(&site.folder, details);
         let mut scratch = site.launch(tools.clone(), data.clone(), &settings).await?;
-        let outcome = cx.unless_cancelled(until_ready(&mut scratch, &data)).await;
+        let ready = cx.unless_cancelled(until_ready(&mut scratch, &data));
+        let outcome = match (way, from.log()) {
+            (Some(way), Some(log)) => hand_over(cx, log, way, (&data, owner), ready).await,
+            _ => ready.await,
+        };
         drill.restore_time = started.elapsed();
-        if let Some(why) = outcome? {
-            drill.findings.push(format!("the server does not recover: {why}"));
-            return Ok(drill);
+        match outcome {
+            Ok(()) => {}
+            Err(error) if is_finding(&error) => {
+                drill.findings.push(error.chain());
+                return Ok(drill);
+            }
+            Err(error) => return Err(error),
         }
         drill.reached = way.map(|way| way.received.map_or(way.reached, |received| received.max(way.reached)));
         drill.checked.push(match way {
@@ -69,7 +79,8 @@ impl Physical {
             None => "recovered to where the base backup ended; there is no log".to_owned(),
         });
         let asked = Instant::now();
-        cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, details, &mut drill)).await?;
+        cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, (details, &from.record().fingerprint), &mut drill))
+            .await?;
         cx.unless_cancelled(page_checksums(cx, &mut scratch, &tools, details, &data, &mut drill)).await?;
         drill.check_time = asked.elapsed();
         Ok(drill)
@@ -95,19 +106,20 @@ impl Physical {
         from: &BackupReader,
         details: &PhysicalDetails,
         way: Option<&Way>,
-        folder: &Path,
+        (folder, owner): (&Path, Option<Owner>),
     ) -> Result<u64> {
         let layout = &Layout::below(folder, details);
-        let owner = Owner::find(self.server.run_as(), &layout.data)?;
         let inventory = &Inventory::take(cx, from).await?;
         standing::clear(layout, Existing::Refuse, inventory)?;
         let placed =
             place(cx, from, &Placing { layout, later: layout, existing: Existing::Refuse, owner, inventory }).await?;
         let mut bytes = placed.bytes;
         if let (Some(way), Some(log)) = (way, from.log()) {
-            bytes += stage(cx, log, way, &layout.data, owner).await?;
+            bytes += way.segments.len() as u64 * way.segment_bytes;
+            prepare(cx, log, way, &layout.data, owner).await?;
         }
-        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, about: "a drill" };
+        let supply = Supply::HandedOver;
+        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, supply, about: "a drill" };
         configure(cx, from, details, &how).await?;
         for (name, text) in [(CONFIG, ""), (HBA, "local all all trust\n"), (IDENT, "")] {
             write_private(&folder.join(name), text.as_bytes(), owner)?;
@@ -122,7 +134,7 @@ impl Physical {
         cx: &RunContext,
         scratch: &mut Scratch,
         tools: &Tools,
-        details: &PhysicalDetails,
+        (details, saved): (&PhysicalDetails, &Fingerprint),
         drill: &mut DrillReport,
     ) -> Result<()> {
         // Whoever made the backup is there; who may look at everything, everybody may ask.
@@ -134,14 +146,8 @@ impl Physical {
         let select = "SELECT datname AS name FROM pg_database WHERE datallowconn ORDER BY 1";
         let databases = crate::logical::names(&mut session, select).await?;
         session.close().await?;
-        for database in &databases {
-            let mut session = Psql::connect(&scratch.server, tools, database).await?;
-            let count = "(SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 'p') AND oid >= 16384)";
-            let tables: Option<u64> = session.value(count).await?;
-            session.close().await?;
-            drill.items += tables.unwrap_or(0);
-        }
-        drill.checked.push(format!("{} tables in {} databases are there", drill.items, databases.len()));
+        self.count(cx, scratch, tools, &databases, drill).await?;
+        tell_of_other_counts(saved, drill);
         let system = "(SELECT system_identifier FROM pg_control_system())";
         let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
         let system: Option<String> = session.value(&format!("{system}::text")).await?;
@@ -152,6 +158,40 @@ impl Physical {
         }
         amcheck(cx, &scratch.server, tools, self.settings.jobs, drill).await
     }
+
+    /// Counts the rows of every table, and so reads each. Unlogged ones are empty after a recovery.
+    async fn count(
+        &self,
+        cx: &RunContext,
+        scratch: &Scratch,
+        tools: &Tools,
+        databases: &[String],
+        drill: &mut DrillReport,
+    ) -> Result<()> {
+        let (mut tables, mut rows) = (0, 0);
+        for database in databases {
+            cx.step(format!("counting the rows of the database {database}"));
+            let mut session = Psql::connect(&scratch.server, tools, database).await?;
+            let listed = list_tables(&mut session, Unlogged::Skip).await?;
+            let counted = count_rows(cx, &mut session, &listed).await?;
+            session.close().await?;
+            tables += listed.len();
+            rows += counted.0.values().flat_map(|items| items.values()).sum::<u64>();
+            merge(&mut drill.fingerprint, counted);
+        }
+        drill.items += rows;
+        drill.checked.push(format!("{tables} tables in {} databases have {rows} rows", databases.len()));
+        Ok(())
+    }
+}
+
+/// The dumps of the same snapshot were counted at another moment: a difference is told, and no finding.
+fn tell_of_other_counts(saved: &Fingerprint, drill: &mut DrillReport) {
+    if saved.is_empty() {
+        return;
+    }
+    let differ = saved.differences(&drill.fingerprint).len();
+    drill.checked.push(format!("{differ} counts are not those of the dumps, which are of another moment"));
 }
 
 fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
@@ -169,17 +209,25 @@ fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
     settings
 }
 
-/// Waits until the recovery has ended; what the server said last, when it did not reach its target.
-async fn until_ready(scratch: &mut Scratch, data: &Path) -> Result<Option<String>> {
+/// Waits until the recovery has ended.
+///
+/// # Errors
+/// [`ErrorKind::Tool`] with what the server said last, when it did not reach its target.
+async fn until_ready(scratch: &mut Scratch, data: &Path) -> Result<()> {
     loop {
         if let Some(why) = scratch.ended().await? {
-            return Ok(Some(why));
+            return Err(Error::new(ErrorKind::Tool, "the server does not recover").caused_by(why));
         }
         if State::of(data) == State::Ready {
-            return Ok(None);
+            return Ok(());
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Whether a recovery that failed so would fail an operator, too.
+fn is_finding(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Tool | ErrorKind::Damaged | ErrorKind::Incomplete | ErrorKind::NotFound)
 }
 
 async fn page_checksums(

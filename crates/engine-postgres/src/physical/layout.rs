@@ -16,6 +16,9 @@ use super::staging::Staging;
 /// The folder of the links to tablespaces.
 pub(super) const LINKS: &str = "pg_tblspc";
 
+/// The data directory, below the folder of a restore.
+pub(super) const DATA: &str = "data";
+
 /// Where everything goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
@@ -30,7 +33,7 @@ impl Layout {
     pub(crate) fn below(folder: &Path, details: &PhysicalDetails) -> Self {
         let place = |oid: u32| folder.join("tablespaces").join(oid.to_string());
         let tablespaces = details.tablespaces.iter().map(|space| (space.oid, place(space.oid))).collect();
-        Self { data: folder.join("data"), tablespaces }
+        Self { data: folder.join(DATA), tablespaces }
     }
 
     /// Everything where it was on the server.

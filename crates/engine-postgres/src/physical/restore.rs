@@ -18,13 +18,16 @@ use super::owner::{Owner, make_private};
 use super::place::{Placing, finish, place, place_config};
 use super::staging::Staging;
 use super::{Physical, PhysicalDetails, standing, verify};
-use crate::recovery::{Copy, Started, Way, stage, start};
+use crate::recovery::{Copy, Started, Supply, Way, ahead, hand_over, prepare, stage, start};
 use crate::tools::{PgVersion, Tools};
 
 /// The folder of the socket of a copy that is started, beside its data directory.
 const SOCKET: &str = "run";
 /// The folder of the configuration files of a copy, as they lay on the server.
 const CONFIG: &str = "config";
+
+/// A recovering server keeps about so much of the log that it has replayed (`max_wal_size`, as it is by default).
+const KEPT_BYTES: u64 = 1 << 30;
 
 /// Where a cluster goes, and what it is there.
 #[derive(Debug)]
@@ -94,7 +97,7 @@ impl Physical {
         }
         Inventory::take(cx, from).await?;
         let tree = from.record().artifacts.iter().find(|artifact| artifact.name.as_str() == TREE);
-        let log = way.map_or(0, |way| way.segments.len() as u64 * way.segment_bytes);
+        let log = way.map_or(0, |way| room_for_log(way, supply(to.afterwards)));
         let bytes = tree.map_or(0, |artifact| artifact.bytes).saturating_add(log);
         if to.existing == Existing::Refuse {
             standing::check_space(&place.layout.data, bytes)?;
@@ -160,8 +163,11 @@ impl Physical {
         let placing = Placing { layout: &now, later: &layout, existing: to.existing, owner, inventory: &inventory };
         let placed = place(cx, from, &placing).await?;
         let mut report = RestoreReport { bytes: placed.bytes, items: placed.files, ..RestoreReport::default() };
-        if let (Some(way), Some(log)) = (way, from.log()) {
-            report.bytes += stage(cx, log, way, &now.data, owner).await?;
+        let supply = supply(to.afterwards);
+        match (way, from.log(), supply) {
+            (Some(way), Some(log), Supply::Staged) => report.bytes += stage(cx, log, way, &now.data, owner).await?,
+            (Some(way), Some(log), Supply::HandedOver) => prepare(cx, log, way, &now.data, owner).await?,
+            _ => {}
         }
         if let (Some(folder), Some(beside)) = (folder, &beside) {
             let beside = staging.as_ref().map_or_else(|| beside.clone(), |staging| staging.path(beside));
@@ -169,7 +175,7 @@ impl Physical {
         }
         let about = format!("{} from the snapshot {}", to.moment, from.manifest().id);
         let is_elsewhere = config.is_some();
-        let how = Configuring { layout: &now, owner, copy, is_elsewhere, way, about: &about };
+        let how = Configuring { layout: &now, owner, copy, is_elsewhere, way, supply, about: &about };
         configure(cx, from, details, &how).await?;
         standing::ended(&now)?;
         finish(&now).await?;
@@ -187,8 +193,10 @@ impl Physical {
     pub(crate) async fn complete(
         &self,
         cx: &RunContext,
+        from: &BackupReader,
         details: &PhysicalDetails,
         written: Written,
+        way: Option<&Way>,
         afterwards: Afterwards,
     ) -> Result<RestoreReport> {
         let Written { staging, mut report, layout, owner, copy, config, socket, about } = written;
@@ -201,7 +209,15 @@ impl Physical {
             make_private(&socket, owner)?;
         }
         let started = Started { data: &layout.data, config, copy, socket: &socket };
-        report.restored.push(self.start(cx, details, &started).await?);
+        let start = self.start(cx, details, &started);
+        let told = match (way, from.log()) {
+            (Some(way), Some(log)) => {
+                report.bytes += way.segments.len() as u64 * way.segment_bytes;
+                hand_over(cx, log, way, (&layout.data, owner), start).await?
+            }
+            _ => start.await?,
+        };
+        report.restored.push(told);
         recovered(&layout.data, copy, &about, owner)?;
         Ok(report)
     }
@@ -250,6 +266,23 @@ impl Physical {
         let mut report = VerifyReport::default();
         verify::verify(cx, from, &details, &mut report).await?;
         Ok(Some(report))
+    }
+}
+
+/// Who is started by us gets the log from us.
+fn supply(afterwards: Afterwards) -> Supply {
+    match afterwards {
+        Afterwards::Start => Supply::HandedOver,
+        Afterwards::Leave => Supply::Staged,
+    }
+}
+
+/// What the log needs on the disk of the data directory while it is replayed.
+fn room_for_log(way: &Way, supply: Supply) -> u64 {
+    let all = way.segments.len() as u64 * way.segment_bytes;
+    match supply {
+        Supply::Staged => all,
+        Supply::HandedOver => all.min(KEPT_BYTES + ahead(way.segment_bytes) as u64 * way.segment_bytes),
     }
 }
 

@@ -10,9 +10,9 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::TreePath;
 
 use super::inventory::{Inventory, Listed};
-use super::layout::{LINKS, Layout};
+use super::layout::{DATA, LINKS, Layout};
 use super::receiver::crc32c;
-use crate::recovery::is_running;
+use crate::recovery::{broke_off, is_running};
 
 /// Every data directory has it, the first file that a restore writes is a file of one, too.
 const VERSION: &str = "PG_VERSION";
@@ -32,6 +32,7 @@ pub(super) fn check(layout: &Layout, existing: Existing) -> Result<()> {
         return Err(Error::new(ErrorKind::Busy, format!("a server runs on {}", layout.data.display()))
             .hint("stop it, or restore into another folder with `--target`"));
     }
+    refuse_broken_off(&layout.data, existing)?;
     for folder in layout.folders() {
         existing.check_folder(folder)?;
     }
@@ -41,6 +42,25 @@ pub(super) fn check(layout: &Layout, existing: Existing) -> Result<()> {
             .hint("choose another folder, or remove yourself what is in it"));
     }
     Ok(())
+}
+
+/// Looks whether the folder of a restore is free, or may be written to.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] when it may not.
+pub(crate) fn check_folder(folder: &Path, existing: Existing) -> Result<()> {
+    refuse_broken_off(&folder.join(DATA), existing)?;
+    existing.check_folder(folder)
+}
+
+/// What a recovery left behind is told from other things that stand there.
+fn refuse_broken_off(data: &Path, existing: Existing) -> Result<()> {
+    if existing != Existing::Refuse || !broke_off(data) {
+        return Ok(());
+    }
+    let message = format!("a recovery into {} broke off before it reached its moment", data.display());
+    Err(Error::new(ErrorKind::AlreadyExists, message)
+        .hint("run the restore again with `--delta`, which takes over what is whole already"))
 }
 
 /// Whether its folders can be written under other names first: not when one is a file system of its own.

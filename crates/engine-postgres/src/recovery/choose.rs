@@ -7,7 +7,7 @@ use backup_core::position::Lsn;
 use backup_core::{RunContext, SegmentLog};
 use jiff::Timestamp;
 
-use super::way::{Search, Way, find, timeline};
+use super::way::{Branch, Search, Way, find, timeline};
 use crate::physical::PhysicalDetails;
 use crate::wal::Chain;
 
@@ -43,8 +43,19 @@ pub(crate) async fn choose(
     if physical.iter().any(|(_, details, _)| of_archive(details)) {
         physical.retain(|(_, details, _)| of_archive(details));
     }
+    let branch = Branch::of(log)?;
+    let mut apart = None;
     for (_, details, leads_to) in &mut physical {
-        *leads_to = timeline(chain, details)?;
+        match timeline(chain, details, branch) {
+            Ok(timeline) => *leads_to = timeline,
+            // Taken on another branch: an earlier one may lead there. No timeline has the number zero.
+            Err(error) if error.kind() == ErrorKind::NotFound => apart = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    physical.retain(|(_, _, leads_to)| *leads_to > 0);
+    if let Some(apart) = apart.filter(|_| physical.is_empty()) {
+        return Err(apart);
     }
     let from = physical.iter().map(|(_, details, _)| details.stopped).min();
     // What leads to the newest timeline comes first: what was left behind is not what is meant, unless nothing else is there.

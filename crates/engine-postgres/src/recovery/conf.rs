@@ -3,6 +3,7 @@
 //! Sources: PostgreSQL manual, "Archive Recovery" and "Recovery Target"; `guc-file.l` for the form of the files.
 //! Invariant: exactly one target, and nothing that leads to the files of the server that was saved.
 
+use super::hand_over::SCRIPT;
 use super::way::{Stop, Way};
 
 /// Where the log is staged, seen from the data directory: the server looks at files in `pg_wal` only, not at folders.
@@ -19,8 +20,17 @@ pub(crate) enum Copy {
     Beside,
 }
 
+/// How a recovering server gets the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Supply {
+    /// All of it lies in its data directory: it can be started by anybody at any time.
+    Staged,
+    /// Whoever started it hands it over piece by piece.
+    HandedOver,
+}
+
 /// The lines for `postgresql.auto.conf`. Paths in them are relative: the data directory may be moved before it is started.
-pub(crate) fn settings(way: Option<&Way>, copy: Copy, about: &str) -> String {
+pub(crate) fn settings(way: Option<(&Way, Supply)>, copy: Copy, about: &str) -> String {
     let mut lines = BEGIN.to_owned();
     // A name that a user gave must not become a line of its own.
     lines.push_str(&format!("# {}\n", about.escape_debug()));
@@ -28,8 +38,11 @@ pub(crate) fn settings(way: Option<&Way>, copy: Copy, about: &str) -> String {
         lines.push_str("# a copy must not write into the archive of the server: remove this when it takes its place\n");
         lines.push_str("archive_mode = off\n");
     }
-    if let Some(way) = way {
-        lines.push_str(&format!("restore_command = 'cp \"{STAGE}/%f\" \"%p\"'\n"));
+    if let Some((way, supply)) = way {
+        lines.push_str(&match supply {
+            Supply::Staged => format!("restore_command = 'cp \"{STAGE}/%f\" \"%p\"'\n"),
+            Supply::HandedOver => format!("restore_command = 'sh {STAGE}/{SCRIPT} \"%f\" \"%p\"'\n"),
+        });
         lines.push_str(&format!("recovery_end_command = 'rm -rf {STAGE}'\n"));
         match way.stop {
             Stop::Consistent => lines.push_str("recovery_target = 'immediate'\n"),
@@ -115,7 +128,7 @@ mod tests {
             (Stop::After(Lsn(0x1_0000_0028)), "recovery_target_lsn = '1/28'\nrecovery_target_inclusive = true\n"),
             (Stop::Before(Lsn(7)), "recovery_target_lsn = '0/7'\nrecovery_target_inclusive = false\n"),
         ] {
-            let text = settings(Some(&way(stop)), Copy::Beside, "a\nfsync = off");
+            let text = settings(Some((&way(stop), Supply::Staged)), Copy::Beside, "a\nfsync = off");
             assert!(text.contains(target), "{text}");
             let targets = ["recovery_target =", "recovery_target_lsn =", "recovery_target_time ="];
             assert_eq!(targets.iter().filter(|each| text.contains(**each)).count(), 1, "{text}");

@@ -60,17 +60,23 @@ pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: 
         .arg(options.trim_end());
     cx.step("starting the server; it replays the log");
     let mut process = server.host.spawn(command.null_stdout()).await?;
-    let mut state = match cx.unless_cancelled(process.status()).await? {
-        Some(0) => State::of(how.data),
-        _ => State::Gone,
-    };
-    // Without hot standby, `pg_ctl` does not wait for the end of a recovery.
-    while state == State::Recovering {
-        cx.check_cancelled()?;
-        tokio::time::sleep(POLL).await;
-        state = State::of(how.data);
+    let waited = cx.unless_cancelled(async {
+        let mut state = match process.status().await? {
+            Some(0) => State::of(how.data),
+            _ => State::Gone,
+        };
+        // Without hot standby, `pg_ctl` does not wait for the end of a recovery.
+        while state == State::Recovering {
+            tokio::time::sleep(POLL).await;
+            state = State::of(how.data);
+        }
+        Ok(state)
+    });
+    let state = waited.await;
+    if state.is_err() {
+        halt(server, tools, how.data).await;
     }
-    if state == State::Gone {
+    if state? == State::Gone {
         let tail = server.plain_command("tail").arg("-c").arg(TOLD_BYTES.to_string()).arg(&log);
         let told = server.host.spawn(tail).await?.output(TOLD_BYTES as usize + 1).await.unwrap_or_default();
         return Err(Error::new(ErrorKind::Tool, "the restored server does not start, or did not reach the moment")
@@ -79,6 +85,15 @@ pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: 
             .hint("its data directory is complete and stays; its log says what it lacks"));
     }
     place_of(server, tools, how.data).await
+}
+
+/// Stops a server that nobody waits for any more. When it cannot be stopped, it stops by itself: it gets no more of the log.
+async fn halt(server: &Server, tools: &Tools, data: &Path) {
+    let stop =
+        server.plain_command(tools.program("pg_ctl")).args(["stop", "--mode=immediate", "--silent", "-D"]).arg(data);
+    if let Ok(process) = server.host.spawn(stop.null_stdout()).await {
+        let _may_be_gone = process.finish().await;
+    }
 }
 
 /// What a server says of itself in `postmaster.pid` (`utils/pidfile.h`).

@@ -13,6 +13,9 @@ use super::observe::{self, Mark, Wanted};
 use crate::physical::PhysicalDetails;
 use crate::wal::{Chain, SegmentSize, WalFile, WalSegment, Walker, last_mark, walk};
 
+/// The timeline in the name of a segment.
+const TIMELINE_DIGITS: usize = 8;
+
 /// Where a recovering server stops. Never nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -22,6 +25,32 @@ pub(crate) enum Stop {
     After(Lsn),
     /// Before the record that begins here.
     Before(Lsn),
+}
+
+/// Which timeline a recovery ends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Branch {
+    /// The newest that comes from the base backup.
+    Newest,
+    /// This one.
+    Chosen(u32),
+}
+
+impl Branch {
+    /// The one that the operator chose: by its number, or by the eight digits that names of segments begin with.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when it is no timeline's.
+    pub(crate) fn of(log: &SegmentLog) -> Result<Self> {
+        let Some(name) = log.branch() else { return Ok(Self::Newest) };
+        let text = name.as_str();
+        let number = if text.len() == TIMELINE_DIGITS { u32::from_str_radix(text, 16) } else { text.parse() };
+        match number {
+            Ok(number) if number > 0 => Ok(Self::Chosen(number)),
+            _ => Err(Error::new(ErrorKind::Usage, format!("`{text}` is no timeline"))
+                .hint("a timeline is a number, as `stackward wal status` shows it")),
+        }
+    }
 }
 
 /// See the module.
@@ -95,7 +124,7 @@ pub(crate) async fn find(
     if too_early {
         return Ok(Search::TooEarly);
     }
-    let timeline = timeline(chain, details)?;
+    let timeline = timeline(chain, details, Branch::of(log)?)?;
     let road = Road::lay(details, chain, timeline, until)?;
     let mut trip = Trip {
         walker: Walker::new(road.begin(), chain.segment_size(), system),
@@ -246,18 +275,63 @@ fn same_server(details: &PhysicalDetails, chain: &Chain) -> Result<u64> {
     mine.parse().map_err(wrong)
 }
 
-/// The newest timeline that comes from the base backup.
-pub(super) fn timeline(chain: &Chain, details: &PhysicalDetails) -> Result<u32> {
+/// The timeline that a recovery from the base backup ends on.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when the chosen one does not come from the base backup, or is nowhere; [`ErrorKind::Incomplete`]
+/// when a history is missing that would tell.
+pub(super) fn timeline(chain: &Chain, details: &PhysicalDetails, branch: Branch) -> Result<u32> {
+    if let Branch::Chosen(chosen) = branch {
+        return if comes_from(chain, details, chosen)? { Ok(chosen) } else { Err(apart(chain, details, chosen)) };
+    }
     for timeline in chain.timelines().into_iter().rev().filter(|timeline| *timeline > details.timeline) {
         if !chain.has_history(timeline) {
             // Whether it comes from here cannot be told: going elsewhere would lose what is on it without a word.
             return Err(missing(&WalFile::History(timeline).to_string()));
         }
-        if chain.needed(details.timeline, details.stop_lsn, timeline, details.stop_lsn).is_ok() {
+        if comes_from(chain, details, timeline)? {
             return Ok(timeline);
         }
     }
     Ok(details.timeline)
+}
+
+/// Whether the log of `timeline` goes on from the base backup.
+fn comes_from(chain: &Chain, details: &PhysicalDetails, timeline: u32) -> Result<bool> {
+    if timeline == details.timeline {
+        return Ok(true);
+    }
+    if !chain.timelines().contains(&timeline) {
+        return Ok(false);
+    }
+    if timeline > details.timeline && !chain.has_history(timeline) {
+        return Err(missing(&WalFile::History(timeline).to_string()));
+    }
+    Ok(chain.needed(details.timeline, details.stop_lsn, timeline, details.stop_lsn).is_ok())
+}
+
+/// The error of a chosen timeline that cannot be reached from the base backup.
+fn apart(chain: &Chain, details: &PhysicalDetails, chosen: u32) -> Error {
+    let there = chain.timelines();
+    let message = if there.contains(&chosen) {
+        format!(
+            "timeline {chosen} does not come from the base backup, which was taken on timeline {} up to {}",
+            details.timeline, details.stop_lsn
+        )
+    } else {
+        format!("there is no timeline {chosen} in the archive")
+    };
+    let told: Vec<String> = there.iter().map(|timeline| told(chain, *timeline)).collect();
+    Error::new(ErrorKind::NotFound, message).hint(format!("timelines of the archive: {}", told.join("; ")))
+}
+
+/// A timeline for people: its number, and where it comes from.
+fn told(chain: &Chain, timeline: u32) -> String {
+    let ancestry = chain.ancestry(timeline).unwrap_or_default();
+    match ancestry.iter().rev().nth(1) {
+        Some((parent, Some(at))) => format!("{timeline} (left {parent} at {at})"),
+        _ => timeline.to_string(),
+    }
 }
 
 fn missing(name: &str) -> Error {

@@ -37,6 +37,11 @@ const PATIENCE: [&str; 2] =
     ["-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0", "-c statement_timeout=0 -c lock_timeout=0"];
 /// The SQLSTATE for a setting that the server does not know.
 const UNKNOWN_SETTING: &str = "42704";
+/// The SQLSTATE of a server that has no room for another session.
+const TOO_MANY: &str = "53300";
+/// How often, and how long apart, it is asked again whether a session that it refused is gone.
+const LEAVING_TRIES: u32 = 20;
+const LEAVING_PAUSE: Duration = Duration::from_millis(50);
 /// The SQLSTATE for not being let in, for whatever reason.
 const NOT_LET_IN: &str = "28000";
 
@@ -113,12 +118,30 @@ impl Connection {
     }
 
     async fn open(server: &Server, purpose: Purpose<'_>, encryption: Encryption) -> Result<Self> {
-        match Self::open_with(server, purpose, encryption, PATIENCE[0]).await {
+        match Self::open_when_there_is_room(server, purpose, encryption, PATIENCE[0]).await {
             Err(error) if server_error(&error).is_some_and(|error| error.code == UNKNOWN_SETTING) => {
-                Self::open_with(server, purpose, encryption, PATIENCE[1]).await
+                Self::open_when_there_is_room(server, purpose, encryption, PATIENCE[1]).await
             }
             result => result,
         }
+    }
+
+    /// A session that was closed, or refused, counts until its process has ended: ours of a moment ago, too.
+    async fn open_when_there_is_room(
+        server: &Server,
+        purpose: Purpose<'_>,
+        encryption: Encryption,
+        options: &str,
+    ) -> Result<Self> {
+        for _ in 0..LEAVING_TRIES {
+            match Self::open_with(server, purpose, encryption, options).await {
+                Err(error) if server_error(&error).is_some_and(|error| error.code == TOO_MANY) => {
+                    tokio::time::sleep(LEAVING_PAUSE).await;
+                }
+                result => return result,
+            }
+        }
+        Self::open_with(server, purpose, encryption, options).await
     }
 
     async fn open_with(server: &Server, purpose: Purpose<'_>, encryption: Encryption, options: &str) -> Result<Self> {

@@ -1,16 +1,10 @@
 //! What a drill proves.
 
-use std::path::Path;
-
 use backup_core::ErrorKind;
 use backup_testkit::PrivatePostgres;
 
 use crate::faults::{Damage, damaged};
-use crate::support::{back_up, context, engine, fill, open_folder};
-
-fn is_empty(folder: &Path) -> bool {
-    std::fs::read_dir(folder).unwrap().next().is_none()
-}
+use crate::support::{amcheck_says, back_up, context, drill, drill_below, engine, fill, is_empty, open_folder};
 
 #[tokio::test]
 async fn a_drill_under_load_proves_every_row() {
@@ -26,15 +20,12 @@ async fn a_drill_under_load_proves_every_row() {
     let engine = engine(&server, "databases: [app, bench]");
     let saved = back_up(&engine).await.unwrap();
     drop(load);
-    let scratch = open_folder();
-    let cx = context().scratch_in(scratch.path());
-    let report = engine.driller.drill(&cx, &saved.reader().await).await.unwrap();
+    let report = drill(&engine, &saved.reader().await).await;
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     assert!(report.checked.iter().any(|line| line.contains("public.fickle: 1 saved, 2 restored")), "{report:?}");
     assert!(report.items > 200_000 && report.bytes > 0, "{report:?}");
     assert!(!report.restore_time.is_zero() && !report.check_time.is_zero());
-    assert!(report.checked.iter().any(|line| line.contains("pg_amcheck found every")), "{:?}", report.checked);
-    assert!(is_empty(scratch.path()), "the scratch server is gone");
+    assert!(report.checked.iter().any(|line| line.contains(amcheck_says(&server))), "{:?}", report.checked);
     // What was saved under load is consistent in itself: pgbench's invariant.
     let target = PrivatePostgres::start();
     let goal = crate::support::select("bench");
@@ -62,10 +53,8 @@ async fn a_drill_of_a_damaged_backup_is_a_finding() {
     ];
     for (artifact, damage, words) in cases {
         let reader = damaged(&saved, artifact, damage).await;
-        let cx = context().scratch_in(&deep);
-        let report = engine.driller.drill(&cx, &reader).await.unwrap();
+        let report = drill_below(&engine, &reader, &deep).await;
         assert!(report.findings.iter().any(|line| line.contains(words)), "{damage:?}: {:?}", report.findings);
-        assert!(is_empty(&deep), "{damage:?}: the scratch server is gone");
     }
 }
 

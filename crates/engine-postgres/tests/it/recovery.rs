@@ -1,6 +1,8 @@
 //! Recovery to a moment on real servers under load: what came before is there, row by row, and what came after is not.
 
 mod drill;
+mod hand_over;
+mod kinds;
 mod places;
 mod refused;
 mod support;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backup_core::engine::{Engine, EngineSetup, RestoreReport, RestoreTarget};
+use backup_core::engine::{DrillReport, Engine, EngineSetup, RestoreReport, RestoreTarget};
 use backup_core::error::Result;
 use backup_core::event::{Event, Observer, Recorder};
 use backup_core::host::LocalHost;
@@ -31,6 +31,12 @@ pub(crate) fn engine(server: &PrivatePostgres, more: &str) -> Engine {
     let bin = server.bin().display();
     let bin = if more.contains("bin:") { String::new() } else { format!("bin: {bin}, ") };
     build(&format!("{{ socket: {}, {bin}{more} }}", server.socket_folder().display())).unwrap()
+}
+
+/// Where the programs are, in YAML's flow style; nothing for Debian's own, which are found without.
+pub(crate) fn bin_of(server: &PrivatePostgres) -> String {
+    let bin = server.bin();
+    if bin.starts_with("/usr/lib/postgresql") { String::new() } else { format!(", bin: {}", bin.display()) }
 }
 
 pub(crate) fn build(yaml: &str) -> Result<Engine> {
@@ -102,6 +108,22 @@ pub(crate) async fn restore(engine: &Engine, from: &BackupReader, target: &Resto
     engine.restorer.restore(&context(), from, plan).await
 }
 
+/// Drills below a scratch folder that is empty afterwards.
+pub(crate) async fn drill(engine: &Engine, from: &BackupReader) -> DrillReport {
+    drill_below(engine, from, open_folder().path()).await
+}
+
+/// Drills below `scratch`, which is empty afterwards.
+pub(crate) async fn drill_below(engine: &Engine, from: &BackupReader, scratch: &Path) -> DrillReport {
+    let report = engine.driller.drill(&context().scratch_in(scratch), from).await.unwrap();
+    assert!(is_empty(scratch), "the scratch server is gone");
+    report
+}
+
+pub(crate) fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).unwrap().next().is_none()
+}
+
 pub(crate) fn select(name: &str) -> RestoreTarget {
     RestoreTarget { select: vec![name.to_owned()], ..RestoreTarget::default() }
 }
@@ -121,12 +143,24 @@ pub(crate) fn properties(server: &PrivatePostgres, name: &str) -> String {
     server.sql(
         "postgres",
         &format!(
-            "select pg_get_userbyid(datdba), encoding, datcollate, datctype, datlocprovider, daticulocale, datconnlimit, datacl, \
-             shobj_description(d.oid, 'pg_database'), (select array_agg((r.rolname, s.setconfig)::text order by 1) \
+            "select pg_get_userbyid(datdba), encoding, datcollate, datctype, to_jsonb(d) ->> 'datlocprovider', \
+             coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale'), datconnlimit, datacl, \
+             shobj_description(d.oid, 'pg_database'), (select array_agg((r.rolname, s.setconfig)::text order by (r.rolname, s.setconfig)::text) \
              from pg_db_role_setting s left join pg_roles r on r.oid = s.setrole where s.setdatabase = d.oid) \
              from pg_database d where datname = '{name}'"
         ),
     )
+}
+
+/// Gives the superuser a password that is proven with SCRAM, which was not the default before 14.
+pub(crate) fn set_password(server: &PrivatePostgres, password: &str) {
+    let scram = "SET password_encryption = 'scram-sha-256'";
+    server.sql("postgres", &format!("{scram}; ALTER ROLE postgres PASSWORD '{password}'"));
+}
+
+/// What a drill says of tables and indexes: 14 was the first to have the program that looks at all of them.
+pub(crate) fn amcheck_says(server: &PrivatePostgres) -> &'static str {
+    if server.major() >= 14 { "pg_amcheck found every" } else { "pg_amcheck is not installed here" }
 }
 
 /// The databases that [`fill`] makes, and the one that every server has.
@@ -156,9 +190,11 @@ last';
     server.sql(
         "postgres",
         "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;
-        CREATE DATABASE icu LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' TEMPLATE template0;
         CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0;",
     );
+    // 15 was the first to have another provider than the C library.
+    let icu = if server.major() >= 15 { "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'" } else { "" };
+    server.sql("postgres", &format!("CREATE DATABASE icu {icu} TEMPLATE template0"));
     server.sql("latin", "CREATE TABLE t AS SELECT 'gr\u{fc}n' AS color");
     server.sql("icu", "CREATE TABLE t AS SELECT unnest(ARRAY['z', '\u{e4}', 'a']) AS word; CREATE INDEX ON t (word)");
     server.sql("ascii", "CREATE TABLE t (raw text); INSERT INTO t VALUES (E'\\xff\\xfe')");

@@ -5,7 +5,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::{RunContext, SegmentLog, SnapshotId};
 
 use super::aof::AofMoment;
-use super::{Recovery, parse_position, position, position_time};
+use super::{Recovery, parse_position, position, position_time, refuse_branch};
 
 /// Chooses it.
 ///
@@ -17,6 +17,7 @@ pub(crate) async fn choose(
     log: Option<&SegmentLog>,
     moment: &Moment,
 ) -> Result<SnapshotId> {
+    refuse_branch(log)?;
     let mut followed: Vec<&Candidate> =
         candidates.iter().filter(|candidate| position(&candidate.record).is_some()).collect();
     followed.sort_by_key(|candidate| (position_time(&candidate.record), candidate.id.clone()));
@@ -55,4 +56,25 @@ pub(crate) async fn choose(
         None => error,
     };
     Err(error.with("the oldest snapshot is of", begins).hint("`stackward status` shows the windows"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use backup_core::{SourceName, Timeline};
+    use backup_testkit::MemoryLog;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_has_no_branches_to_choose_from() {
+        let source = SourceName::new("cache").unwrap();
+        let log = SegmentLog::new(Arc::<MemoryLog>::default(), source.clone());
+        let cx = RunContext::new(source);
+        let of = async |log: &SegmentLog| choose(&cx, &[], Some(log), &Moment::Latest).await.unwrap_err();
+        let error = of(&log.clone().along(Timeline::new("2").unwrap())).await;
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("timeline 2"), "{error:?}");
+        assert_eq!(of(&log).await.kind(), ErrorKind::NotFound, "without one, it is only that there is no snapshot");
+    }
 }

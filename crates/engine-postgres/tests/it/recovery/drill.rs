@@ -1,18 +1,7 @@
 //! Drills of base backups: to the end of the log, and what they find.
 
-use backup_core::engine::DrillReport;
-
-use super::support::{Archived, archived};
-use crate::support::{context, open_folder};
-
-async fn drill(db: &Archived, log: backup_core::SegmentLog) -> DrillReport {
-    let id = db.candidates().await[0].id.clone();
-    let scratch = open_folder();
-    let reader = db.reader(&id).await.with_log(Some(log));
-    let report = db.engine().driller.drill(&context().scratch_in(scratch.path()), &reader).await.unwrap();
-    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left");
-    report
-}
+use super::support::archived;
+use crate::support::{amcheck_says, drill};
 
 #[tokio::test]
 async fn a_drill_recovers_to_the_end_of_the_log_and_finds_what_is_wrong() {
@@ -26,19 +15,25 @@ async fn a_drill_recovers_to_the_end_of_the_log_and_finds_what_is_wrong() {
     db.step(3);
     db.push().await;
     let last = db.server.sql("postgres", "select floor(extract(epoch from max(at)))::bigint from steps");
-    let report = drill(&db, db.log()).await;
+    let id = db.candidates().await[0].id.clone();
+    let report = drill(&db.engine(), &db.reader(&id).await).await;
     assert_eq!(report.findings, [] as [String; 0], "{report:?}");
     assert!(report.reached.unwrap().as_second() >= last.parse().unwrap(), "{report:?}");
     let checked = report.checked.join("\n");
     for word in
-        ["pg_amcheck found every table", "pg_checksums found every page", "5 tables in 2 databases", "timeline 1"]
+        [amcheck_says(&db.server), "pg_checksums found every page", "5 tables in 2 databases have", "timeline 1"]
     {
         assert!(checked.contains(word), "`{word}` in {checked}");
     }
     assert!(report.bytes > 1_000_000 && !report.restore_time.is_zero());
+    let counted = &report.fingerprint.0["tables of postgres"];
+    assert_eq!((counted["public.steps"], counted["public.pgbench_accounts"]), (3, 100_000));
+    let history = db.server.sql("postgres", "select count(*) from pgbench_history");
+    assert_eq!(counted["public.pgbench_history"].to_string(), history, "the end of the log, row by row");
+    assert_eq!(report.items, 100_014 + counted["public.pgbench_history"]);
 
     // A hole: what is there is proven, and what is missing is told.
     let hole = db.archive_with(|name, content| (name != segment).then_some(content)).await;
-    let report = drill(&db, hole).await;
+    let report = drill(&db.engine(), &db.reader(&id).await.with_log(Some(hole))).await;
     assert!(report.findings.join("\n").contains(&segment), "{report:?}");
 }

@@ -14,21 +14,31 @@ use engine_postgres::wal::describe;
 
 use crate::support::{context, engine, open_folder, options, restore, source, task};
 
+/// The pages of pgbench agree with each other at every moment.
+pub(super) const BALANCED: &str = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches) \
+    and (select sum(bbalance) from pgbench_branches) = (select sum(tbalance) from pgbench_tellers)";
+
 /// A server that archives into a folder, and what was saved of it.
 pub(super) struct Archived {
     pub(super) server: PrivatePostgres,
     pub(super) sink: MemorySink,
     /// Where `archive_command` puts files.
     pub(super) archive: PathBuf,
-    more: String,
+    /// More of the configuration of its engine.
+    pub(super) more: String,
 }
 
 /// A row for every step, so that what a restore brought back can be counted; pgbench runs beside.
 pub(super) fn archived(more: &str) -> Archived {
-    let server = PrivatePostgres::with_initdb(
-        &["--wal-segsize=1"],
-        &[("archive_mode", "on"), ("archive_command", "'false'"), ("max_prepared_transactions", "5")],
-    );
+    archived_by(PrivatePostgres::with_initdb(SMALL_SEGMENTS, ARCHIVING), more)
+}
+
+pub(super) const SMALL_SEGMENTS: &[&str] = &["--wal-segsize=1"];
+pub(super) const ARCHIVING: &[(&str, &str)] =
+    &[("archive_mode", "on"), ("archive_command", "'false'"), ("max_prepared_transactions", "5")];
+
+/// The same of a server that was made with these.
+pub(super) fn archived_by(server: PrivatePostgres, more: &str) -> Archived {
     let archive = server.make_folder("archive");
     archive_into(&server, &archive);
     server.pgbench("postgres", &["-i", "-q", "-s", "1"]);
@@ -50,13 +60,19 @@ pub(super) fn flush(server: &PrivatePostgres) {
 
 impl Archived {
     pub(super) fn engine(&self) -> Engine {
-        engine(&self.server, &format!("modes: [physical], wal: push{}", self.more))
+        let wal = if self.more.contains("wal:") { "" } else { ", wal: push" };
+        engine(&self.server, &format!("modes: [physical]{wal}{}", self.more))
     }
 
     /// A snapshot, while pgbench works.
     pub(super) async fn back_up(&self) -> Manifest {
+        self.back_up_by(&self.engine()).await
+    }
+
+    /// A snapshot of what another engine sees, into the same sink.
+    pub(super) async fn back_up_by(&self, engine: &Engine) -> Manifest {
         let _busy = self.server.pgbench_in_background("postgres", &["-c", "2", "-T", "1000"]);
-        run(vec![task(&self.engine())], &self.sink, &options()).await.unwrap()
+        run(vec![task(engine)], &self.sink, &options()).await.unwrap()
     }
 
     /// Does a step: one row, after some work.
@@ -69,7 +85,6 @@ impl Archived {
         SegmentLog::new(self.sink.logs().unwrap(), source())
     }
 
-    /// Brings what the server archived so far into the archive, as `stackward wal push` does.
     /// The segment that the log is in now.
     pub(super) fn segment(&self) -> String {
         self.server.sql("postgres", "select pg_walfile_name(pg_current_wal_insert_lsn())")
@@ -79,6 +94,7 @@ impl Archived {
         Moment::Position(self.server.sql("postgres", "select pg_current_wal_insert_lsn()"))
     }
 
+    /// Brings what the server archived so far into the archive, as `stackward wal push` does.
     pub(super) async fn push(&self) {
         flush(&self.server);
         push_all(&self.log(), &self.archive).await;

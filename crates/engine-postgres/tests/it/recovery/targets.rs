@@ -5,11 +5,7 @@ use backup_core::log::SegmentMeta;
 use engine_postgres::wal::WalFile;
 use jiff::Timestamp;
 
-use super::support::{Restored, archived, into};
-
-/// The pages of pgbench agree with each other at every moment.
-const BALANCED: &str = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) from pgbench_branches) \
-    and (select sum(bbalance) from pgbench_branches) = (select sum(tbalance) from pgbench_tellers)";
+use super::support::{BALANCED, Restored, archived, into};
 
 fn time(text: &str) -> Timestamp {
     text.parse().unwrap()

@@ -1,10 +1,12 @@
 //! Timelines: a promotion makes a new one, and recoveries follow it.
 
-use backup_core::engine::Moment;
+use backup_core::Timeline;
+use backup_core::engine::{Afterwards, Moment, RestoreTarget};
 use backup_core::error::ErrorKind;
+use backup_testkit::PrivatePostgres;
 
-use super::support::{Restored, archive_into, archived, flush, into, push_all};
-use crate::support::open_folder;
+use super::support::{Archived, Restored, archive_into, archived, flush, into, push_all};
+use crate::support::{context, drill, engine, open_folder};
 
 #[tokio::test]
 async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
@@ -35,11 +37,74 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
     let timeline = restored.sql("select timeline_id from pg_control_checkpoint()");
     assert_eq!(timeline, "3", "a number that nobody has taken");
 
+    // Either branch, when it is asked for; neither when it is no branch of this server.
+    for (timeline, steps) in [("1", "1,2"), ("2", "1,20"), ("00000002", "1,20")] {
+        let restored = Restored::new(&db.server);
+        let log = db.log().along(Timeline::new(timeline).unwrap());
+        let target = RestoreTarget { afterwards: Afterwards::Start, ..into(&restored.target(), Moment::Latest) };
+        let (_, report) = db.recover_with(&log, &target).await.unwrap();
+        assert_eq!(restored.steps(), steps, "{timeline}: {report:?}");
+        assert_eq!(restored.sql("select timeline_id from pg_control_checkpoint()"), "3", "{timeline}");
+    }
+    let home = open_folder();
+    for (timeline, kind, words) in [
+        ("3", ErrorKind::NotFound, "there is no timeline 3"),
+        ("0", ErrorKind::Usage, "`0` is no timeline"),
+        ("main", ErrorKind::Usage, "`main` is no timeline"),
+    ] {
+        let folder = home.path().join(timeline);
+        let log = db.log().along(Timeline::new(timeline).unwrap());
+        let error = db.recover_with(&log, &into(&folder, Moment::Latest)).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error:?}");
+        assert!(error.to_string().contains(words) && !folder.exists(), "{error:?}");
+        assert!(kind == ErrorKind::Usage || error.remedy().unwrap().contains("1; 2 (left 1 at "), "{error:?}");
+    }
+    a_drill_follows_the_branch(&db).await;
+    a_snapshot_of_another_branch(&db, &second).await;
+
     // Without its history nobody knows where the second timeline comes from.
     let without = db.archive_with(|name, content| (name != "00000002.history").then_some(content)).await;
-    let home = open_folder();
     let folder = home.path().join("x");
     let error = db.recover_with(&without, &into(&folder, Moment::Latest)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incomplete, "{error:?}");
     assert!(error.to_string().contains("00000002.history") && !folder.exists(), "{error:?}");
+}
+
+async fn a_drill_follows_the_branch(db: &Archived) {
+    let id = db.candidates().await[0].id.clone();
+    for timeline in ["1", "2"] {
+        let log = db.log().along(Timeline::new(timeline).unwrap());
+        let report = drill(&db.engine(), &db.reader(&id).await.with_log(Some(log))).await;
+        assert_eq!(report.findings, [] as [String; 0], "{report:?}");
+        assert!(report.checked.join("\n").contains(&format!("segments of timeline {timeline}, ")), "{report:?}");
+        assert_eq!(report.fingerprint.0["tables of postgres"]["public.steps"], 2);
+    }
+    let nowhere = db.reader(&id).await.with_log(Some(db.log().along(Timeline::new("7").unwrap())));
+    let error = db.engine().driller.drill(&context(), &nowhere).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains("no timeline 7"), "{error:?}");
+}
+
+/// A snapshot that was taken on the second timeline leads along the second alone; to the first leads the one before.
+async fn a_snapshot_of_another_branch(db: &Archived, second: &PrivatePostgres) {
+    let engine = engine(second, "modes: [physical], wal: push");
+    let later = db.back_up_by(&engine).await;
+    second.sql("postgres", "insert into steps values (21)");
+    flush(second);
+    push_all(&db.log(), &db.archive).await;
+    let log = db.log().along(Timeline::new("1").unwrap());
+    let restored = Restored::new(&db.server);
+    let target = RestoreTarget { afterwards: Afterwards::Start, ..into(&restored.target(), Moment::Latest) };
+    let (id, _) = db.recover_with(&log, &target).await.unwrap();
+    assert!(id != later.id && restored.steps() == "1,2", "{id}");
+    // When it is named, it is refused.
+    let reader = db.reader(&later.id).await.with_log(Some(log));
+    let (target, cx) = (into(&db.archive.join("x"), Moment::Latest), context());
+    let error = db.engine().restorer.plan_restore(&cx, &reader, &target).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    assert!(error.to_string().contains("timeline 1 does not come from the base backup"), "{error:?}");
+    let both = db.log().along(Timeline::new("2").unwrap());
+    let restored = Restored::new(&db.server);
+    let target = RestoreTarget { afterwards: Afterwards::Start, ..into(&restored.target(), Moment::Latest) };
+    let (id, _) = db.recover_with(&both, &target).await.unwrap();
+    assert!(id == later.id && restored.steps() == "1,20,21", "{id}");
 }
