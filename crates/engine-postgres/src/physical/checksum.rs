@@ -72,6 +72,7 @@ pub(crate) fn judge(page: &[u8], block: u32, start: Lsn) -> PageState {
 }
 
 #[inline(always)]
+#[expect(clippy::inline_always, reason = "what is not inlined into the dispatched code has no wide multiplications")]
 fn checksum(page: &[u8], block: u32) -> u16 {
     let mut sums = OFFSETS;
     let mut rows = page.chunks_exact(ROW);
@@ -96,6 +97,7 @@ fn checksum(page: &[u8], block: u32) -> u16 {
 
 /// Written so that the compiler sees that the lanes are independent.
 #[inline(always)]
+#[expect(clippy::inline_always, reason = "see `checksum`")]
 fn mix_row(sums: &mut [u32; LANES], row: &[u8]) {
     let (words, _) = row.as_chunks::<4>();
     for (sum, word) in sums.iter_mut().zip(words) {
@@ -104,6 +106,7 @@ fn mix_row(sums: &mut [u32; LANES], row: &[u8]) {
 }
 
 #[inline(always)]
+#[expect(clippy::inline_always, reason = "see `checksum`")]
 fn mix(sum: u32, value: u32) -> u32 {
     let mixed = sum ^ value;
     mixed.wrapping_mul(PRIME) ^ (mixed >> 17)
