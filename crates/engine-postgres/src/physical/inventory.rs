@@ -4,13 +4,14 @@
 //! Invariant: a file of the server's manifest that the tree lacks (a whole tablespace, say) is found here; a server that is
 //! started without it would not notice. Memory grows with the number of files, some sixty bytes each.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, Piece};
 use backup_core::{ArtifactName, BackupReader, RunContext};
 
 use super::backup::{MANIFEST, TREE};
+use super::layout::tablespace;
 use super::server_manifest::{Line, ManifestReader};
 use super::verify::{PathKey, key};
 
@@ -28,6 +29,8 @@ pub(super) struct Inventory {
     listed: HashMap<PathKey, Listed>,
     /// Every entry of the tree.
     entries: HashSet<PathKey>,
+    /// The bytes of each tablespace's files; under `None` those of all others.
+    bytes: BTreeMap<Option<u32>, u64>,
 }
 
 impl Inventory {
@@ -38,9 +41,12 @@ impl Inventory {
     pub(super) async fn take(cx: &RunContext, from: &BackupReader) -> Result<Self> {
         let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
         let (mut entries, mut sizes, mut manifest) = (HashSet::new(), HashMap::new(), None);
+        let mut bytes: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
             let path = stored.entry.path.as_bytes();
             entries.insert(key(path));
+            let sum = bytes.entry(tablespace(&stored.entry.path).map(|(oid, _)| oid)).or_default();
+            *sum = sum.saturating_add(stored.entry.size());
             match stored.content {
                 Some(content) if path == MANIFEST.as_bytes() => manifest = Some(content),
                 Some(_) => {
@@ -52,12 +58,17 @@ impl Inventory {
         let manifest = manifest
             .ok_or_else(|| Error::new(ErrorKind::Incomplete, "the server's manifest is missing in the tree"))?;
         let listed = compare(cx, manifest, &sizes).await?;
-        Ok(Self { listed, entries })
+        Ok(Self { listed, entries, bytes })
     }
 
     /// What the server says of the file at `path` of the tree; nothing of files of the log.
     pub(super) fn listed(&self, path: &[u8]) -> Option<Listed> {
         self.listed.get(&key(path)).copied()
+    }
+
+    /// The bytes of the files of a tablespace; of `None`, those of all other files.
+    pub(super) fn bytes(&self, tablespace: Option<u32>) -> u64 {
+        self.bytes.get(&tablespace).copied().unwrap_or_default()
     }
 
     /// Whether the tree has anything at this path.

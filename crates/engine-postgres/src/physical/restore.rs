@@ -95,12 +95,15 @@ impl Physical {
         if place.copy == Copy::InPlace {
             self.refuse_running().await?;
         }
-        Inventory::take(cx, from).await?;
+        let inventory = Inventory::take(cx, from).await?;
         let tree = from.record().artifacts.iter().find(|artifact| artifact.name.as_str() == TREE);
         let log = way.map_or(0, |way| room_for_log(way, supply(to.afterwards)));
         let bytes = tree.map_or(0, |artifact| artifact.bytes).saturating_add(log);
         if to.existing == Existing::Refuse {
-            standing::check_space(&place.layout.data, bytes)?;
+            let Layout { data, tablespaces, .. } = &place.layout;
+            let spaces = tablespaces.iter().map(|(oid, folder)| (folder.as_path(), inventory.bytes(Some(*oid))));
+            let rest = inventory.bytes(None).saturating_add(log);
+            standing::check_space(spaces.chain([(data.as_path(), rest)]))?;
         }
         if to.afterwards == Afterwards::Start {
             self.tools.server(PgVersion(details.version_number)).await?;

@@ -1,5 +1,6 @@
 //! What stands where a cluster shall go: a running server is never touched, and only what is a cluster's is ever removed.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -184,18 +185,28 @@ pub(super) async fn is_same(path: &Path, size: u64, listed: Option<Listed>) -> R
         .map_err(|source| Error::new(ErrorKind::Internal, "a file was lost").caused_by(source))
 }
 
-/// Looks whether there is room for `bytes` where `folder` will be.
+/// Looks whether there is room for so many bytes in each of these folders, which may share a disk, and may not be there yet.
 ///
 /// # Errors
 /// [`ErrorKind::NoSpace`].
-pub(super) fn check_space(folder: &Path, bytes: u64) -> Result<()> {
-    let Some(standing) = folder.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
-    // Where it cannot be asked, writing will tell.
-    let Ok(room) = rustix::fs::statvfs(standing) else { return Ok(()) };
-    let free = room.f_bavail.saturating_mul(room.f_frsize);
-    if free >= bytes {
-        return Ok(());
+pub(super) fn check_space<'a>(needed: impl IntoIterator<Item = (&'a Path, u64)>) -> Result<()> {
+    let mut disks: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+    for (folder, bytes) in needed {
+        let Some(standing) = folder.ancestors().find(|folder| folder.exists()) else { continue };
+        // Where it cannot be asked, writing will tell.
+        let Ok(metadata) = std::fs::metadata(standing) else { continue };
+        let (_, sum) = disks.entry(metadata.dev()).or_insert_with(|| (standing.to_owned(), 0));
+        *sum = sum.saturating_add(bytes);
     }
-    let message = format!("{bytes} bytes do not fit into {}, which has {free}", standing.display());
-    Err(Error::new(ErrorKind::NoSpace, message).hint("free some space, or choose another place with `--target`"))
+    for (standing, bytes) in disks.into_values() {
+        let Ok(room) = rustix::fs::statvfs(&standing) else { continue };
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        if free < bytes {
+            let message = format!("{bytes} bytes do not fit into {}, which has {free}", standing.display());
+            return Err(Error::new(ErrorKind::NoSpace, message).hint(
+                "free some space, or choose another place with `--target`, for a tablespace with `--tablespace`",
+            ));
+        }
+    }
+    Ok(())
 }
