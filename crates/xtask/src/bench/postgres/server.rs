@@ -46,20 +46,25 @@ impl Server {
         self.version >= SUMMARIZES
     }
 
-    /// Seconds of CPU of the server and of those of its processes that have ended.
+    /// Seconds of CPU of the server and of its processes, also of those that have ended: one that served a client may end
+    /// some time after the client.
     pub(super) fn cpu(&self) -> f64 {
-        cpu(&self.pid())
+        cpu(&self.pid()) + self.children().iter().map(|child| cpu(child)).sum::<f64>()
     }
 
     /// Seconds of CPU of the archiver's commands.
     pub(super) fn archiver_cpu(&self) -> f64 {
-        let pid = self.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let is_archiver = |pid: &&str| {
+        let is_archiver = |pid: &&String| {
             let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&title).contains("archiver")
         };
-        children.split(' ').find(is_archiver).map_or(0.0, cpu)
+        self.children().iter().find(is_archiver).map_or(0.0, |pid| cpu(pid))
+    }
+
+    fn children(&self) -> Vec<String> {
+        let pid = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children.split_whitespace().map(str::to_owned).collect()
     }
 
     fn pid(&self) -> String {
