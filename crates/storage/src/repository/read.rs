@@ -3,6 +3,7 @@
 //! Invariant: every chunk is authenticated and compared with its id before a byte of it is handed on.
 
 mod blocks;
+mod buffers;
 mod content;
 mod decoded;
 mod listing;
@@ -26,6 +27,7 @@ use super::load::IndexLoader;
 use super::pack::Class;
 use super::store::Store;
 use blocks::BlockCache;
+use buffers::Buffers;
 pub(super) use content::{ContentReader, ExtentWalker};
 use decoded::{Cell, DecodedCache};
 pub(super) use listing::ListingReader;
@@ -38,6 +40,7 @@ pub(super) struct ChunkReader {
     loader: Arc<IndexLoader>,
     blocks: BlockCache,
     decoded: DecodedCache,
+    buffers: Arc<Buffers>,
     sessions: Arc<Sessions>,
     id_key: Key,
     #[cfg(test)]
@@ -61,6 +64,7 @@ impl ChunkReader {
             loader,
             blocks: BlockCache::new(store),
             decoded: DecodedCache::default(),
+            buffers: Arc::default(),
             sessions,
             id_key,
             #[cfg(test)]
@@ -127,29 +131,30 @@ impl ChunkReader {
         let length = opener.open(&id.0, &mut frame).map_err(in_pack)?.len();
         let payload = Bytes::from(frame).slice(super::crypto::FRAME_PREFIX..super::crypto::FRAME_PREFIX + length);
         let data =
-            if location.is_compressed() { decompress(&payload, location.raw).map_err(in_pack)? } else { payload };
+            if location.is_compressed() { self.decompress(&payload, location.raw).map_err(in_pack)? } else { payload };
         if ChunkId::of(id_key, &data) == id {
             return Ok(data);
         }
         Err(in_pack(Error::new(ErrorKind::Damaged, "a chunk does not have the content that its id promises")))
     }
-}
 
-fn decompress(payload: &[u8], raw: u32) -> Result<Bytes> {
-    let broken =
-        |source: std::io::Error| Error::new(ErrorKind::Damaged, "a chunk does not decompress").caused_by(source);
-    DECOMPRESSOR.with_borrow_mut(|slot| {
-        let decompressor = match slot {
-            Some(decompressor) => decompressor,
-            None => slot.insert(zstd::bulk::Decompressor::new().map_err(broken)?),
-        };
-        let data = decompressor.decompress(payload, raw as usize).map_err(broken)?;
-        if data.len() == raw as usize {
-            Ok(Bytes::from(data))
+    fn decompress(&self, payload: &[u8], raw: u32) -> Result<Bytes> {
+        let broken =
+            |source: std::io::Error| Error::new(ErrorKind::Damaged, "a chunk does not decompress").caused_by(source);
+        let mut data = self.buffers.take(raw as usize);
+        DECOMPRESSOR.with_borrow_mut(|slot| {
+            let decompressor = match slot {
+                Some(decompressor) => decompressor,
+                None => slot.insert(zstd::bulk::Decompressor::new().map_err(broken)?),
+            };
+            decompressor.decompress_to_buffer(payload, &mut data.bytes).map_err(broken)
+        })?;
+        if data.bytes.len() == raw as usize {
+            Ok(Bytes::from_owner(data))
         } else {
             Err(super::codec::malformed("a chunk has the wrong length"))
         }
-    })
+    }
 }
 
 impl fmt::Debug for ChunkReader {
