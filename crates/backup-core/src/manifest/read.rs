@@ -85,3 +85,24 @@ pub fn render(manifest: &Manifest) -> Result<Vec<u8>> {
 pub fn schema() -> Schema {
     schemars::schema_for!(Manifest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An engine's details may have any number. Read to the last digit, or a manifest would change each time it is written.
+    #[test]
+    fn numbers_of_many_digits_do_not_change() {
+        let number = "6.666666666666666e+117";
+        let text = format!(
+            r#"{{ "format_version": 1, "id": "20261120-063551-7k3q9xwm", "plan": "p", "host": "h", "tool_version": "0",
+                 "started": "2026-11-20T00:00:00Z", "finished": "2026-11-20T00:00:00Z", "outcome": "complete",
+                 "sources": [{{ "name": "s", "engine": "e", "outcome": {{ "result": "complete" }}, "artifacts": [],
+                               "started": "2026-11-20T00:00:00Z", "finished": "2026-11-20T00:00:00Z",
+                               "details": {{ "size": {number} }} }}] }}"#
+        );
+        let rendered = render(&parse(text.as_bytes()).unwrap()).unwrap();
+        assert!(String::from_utf8_lossy(&rendered).contains(number));
+        assert_eq!(render(&parse(&rendered).unwrap()).unwrap(), rendered);
+    }
+}
