@@ -75,7 +75,10 @@ impl Exit {
     pub const fn meaning(self) -> (&'static str, &'static str) {
         match self {
             Self::Done => ("done", "Everything that was asked for was done."),
-            Self::Failed => ("failed", "It failed; the message on stderr says why. Nothing was committed."),
+            Self::Failed => (
+                "failed",
+                "It failed; the message on stderr says why. Nothing was committed, unless the message says that only the report is lost.",
+            ),
             Self::Usage => ("usage or plan", "The command line or the plan is wrong; nothing was attempted."),
             Self::Partial => ("partial", "A snapshot was committed without some sources; `stackward show` says which."),
             Self::NoRepository => ("no repository", "There is no repository where the plan says, or only half of one."),

@@ -75,14 +75,13 @@ pub fn run<I: IntoIterator<Item: Into<OsString> + Clone>>(
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, terminal),
+        Err(error) => return usage(&error, &arguments, terminal),
     };
     let output = Output::new(terminal, &cli.global);
     let session = Session { world, output: Arc::clone(&output), options: &cli.global, cancel: cancel.clone() };
     let ended = dispatch(&session, &cli.command);
     let exit = ended.unwrap_or_else(|error| output.fail(&error));
-    output.flush();
-    exit
+    output.end(exit)
 }
 
 /// The parser, with the colours that `--color` asks for even when the rest cannot be parsed.
@@ -108,7 +107,7 @@ fn colour_choice(arguments: &[OsString]) -> ColorChoice {
 }
 
 /// Help, version, or what is wrong with the arguments.
-fn usage(error: &clap::Error, mut terminal: Terminal) -> Exit {
+fn usage(error: &clap::Error, arguments: &[OsString], mut terminal: Terminal) -> Exit {
     let (stream, is_terminal, exit) = if error.use_stderr() {
         (&mut terminal.stderr, terminal.stderr_is_terminal, Exit::Usage)
     } else {
@@ -117,9 +116,25 @@ fn usage(error: &clap::Error, mut terminal: Terminal) -> Exit {
     let coloured = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let rendered = error.render();
     let text = if coloured { rendered.ansi().to_string() } else { rendered.to_string() };
-    // Whoever closed the stream does not want to know.
-    let _unheard = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
-    exit
+    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+        // Whoever closed the stream does not want to know.
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe && exit == Exit::Done => {
+            let told = format!("error: {}\n", output::unwritten(&source));
+            let _unheard = terminal.stderr.write_all(told.as_bytes()).and_then(|()| terminal.stderr.flush());
+            Exit::Failed
+        }
+        _ if exit != Exit::Done && asks_for_json(arguments) => {
+            let line = format!("{}\n", output::usage_as_json(&rendered.to_string(), exit));
+            let _unheard = terminal.stdout.write_all(line.as_bytes()).and_then(|()| terminal.stdout.flush());
+            exit
+        }
+        _ => exit,
+    }
+}
+
+/// Whether the results shall be JSON, as far as it can be told of arguments that are wrong.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json")
 }
 
 /// Commands that need no runtime are answered at once; the others get one, and signals.

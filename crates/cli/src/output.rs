@@ -1,7 +1,7 @@
 //! Everything that the program prints goes through here: results to standard output, the rest to standard error.
 //!
 //! Invariant: with `--json`, standard output is JSON lines and the last one is the result; a reader of standard
-//! output that goes away ends the output quietly.
+//! output that goes away ends the output quietly; a result that cannot be written (a full disk) is told and is a failure.
 
 mod bars;
 mod clean;
@@ -16,8 +16,8 @@ use std::io::{self, BufWriter, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use backup_core::Error;
 use backup_core::event::SharedObserver;
+use backup_core::{Error, ErrorKind};
 use indicatif::MultiProgress;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -79,7 +79,10 @@ pub struct Output {
     paint_out: Paint,
     paint_err: Paint,
     bars: Option<MultiProgress>,
+    /// Nothing more can be written to standard output.
     closed: AtomicBool,
+    /// What should have been written there is lost, and somebody wanted it.
+    lost: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,6 +110,7 @@ impl Output {
             quiet: options.quiet,
             bars: bars.then(MultiProgress::new),
             closed: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -221,9 +225,20 @@ impl Output {
 
     /// Writes out what is buffered.
     pub fn flush(&self) {
-        if let Err(error) = lock(&self.stdout).flush() {
+        if self.is_closed() {
+            return;
+        }
+        // The lock is free again before the failure is told, which flushes, too.
+        let flushed = lock(&self.stdout).flush();
+        if let Err(error) = flushed {
             self.note_failure(&error);
         }
+    }
+
+    /// Writes out what is buffered, and says how the command ended: whose result could not be written did not succeed.
+    pub fn end(&self, exit: Exit) -> Exit {
+        self.flush();
+        if exit == Exit::Done && self.lost.load(Ordering::Acquire) { Exit::Failed } else { exit }
     }
 
     fn json_line(&self, value: &impl Serialize) {
@@ -265,9 +280,22 @@ impl Output {
     fn note_failure(&self, error: &io::Error) {
         let first = !self.closed.swap(true, Ordering::AcqRel);
         if first && error.kind() != io::ErrorKind::BrokenPipe {
-            self.warn(format!("standard output cannot be written: {error}"));
+            self.lost.store(true, Ordering::Release);
+            self.complain(&unwritten(error), Some("the work itself goes on; only its report is lost"));
         }
     }
+}
+
+/// What the parser says of a command line that is wrong, for programs: its first line.
+pub(crate) fn usage_as_json(rendered: &str, exit: Exit) -> Value {
+    let first = rendered.lines().next().unwrap_or_default();
+    let message = first.strip_prefix("error: ").unwrap_or(first);
+    report::json(&Error::new(ErrorKind::Usage, message.to_owned()), exit)
+}
+
+/// What is said when standard output cannot be written.
+pub(crate) fn unwritten(error: &io::Error) -> String {
+    format!("standard output cannot be written: {error}")
 }
 
 impl fmt::Debug for Output {

@@ -8,5 +8,6 @@ mod note;
 #[cfg(feature = "files")]
 mod real;
 mod redis;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
