@@ -6,13 +6,16 @@ mod bench;
 mod cache;
 mod deny;
 mod fuzz;
+mod inputs;
 mod law;
 mod packages;
 mod process;
 mod schema;
 mod servers;
+mod slowest;
 mod steps;
 mod suite;
+mod tracked;
 
 use std::process::ExitCode;
 
@@ -39,6 +42,8 @@ enum Command {
     Schema,
     /// Check who may depend on whom
     Law,
+    /// Check that no binaries and no large files are committed
+    Tracked,
     /// Check licenses, bans and sources of dependencies, and advisories where their database can be reached
     Deny,
     /// Run the fuzz targets
@@ -61,8 +66,9 @@ fn main() -> ExitCode {
         Command::Tidy => suite::tidy(&mut steps),
         Command::Schema => steps.step("reference", "cargo xtask schema", schema::write),
         Command::Law => steps.step("dependency law", "cargo xtask law", law::check),
+        Command::Tracked => steps.step("tracked files", "cargo xtask tracked", |_| tracked::check()),
         Command::Deny => steps.step("deny", "cargo xtask deny", |cache| deny::check(cache, deny::install(cache))),
-        Command::Fuzz(args) => steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::run(cache, &args)),
+        Command::Fuzz(args) => steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::chore(cache, &args)),
         Command::Install => steps.step("packages", "cargo xtask install", |_| packages::install()),
         Command::Bench(args) => steps.step("bench", "cargo xtask bench", |cache| bench::run(cache, &args)),
     }

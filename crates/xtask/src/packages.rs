@@ -20,6 +20,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "age", present: || exists("age") },
     Package { name: "zstd", present: || exists("zstd") },
     Package { name: "jq", present: || exists("jq") },
+    Package { name: "util-linux", present: || ["unshare", "setpriv", "flock"].into_iter().all(exists) },
+    Package { name: "mount", present: || exists("mount") && exists("umount") },
     Package { name: "acl", present: || exists("setfacl") },
     Package { name: "attr", present: || exists("setfattr") },
     Package { name: "sqlite3", present: || exists("sqlite3") },
