@@ -50,6 +50,12 @@ enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Install what the tests need from the distribution's packages
     Install,
+    /// Fetch the servers of other versions that the nightly tests run on, and say where they are
+    Servers {
+        /// Only this one
+        #[arg(value_parser = servers::CHOICES, default_value = servers::ALL_SERVERS)]
+        name: String,
+    },
     /// Run a benchmark
     Bench(bench::BenchArgs),
 }
@@ -69,6 +75,7 @@ fn main() -> ExitCode {
         Command::Tracked => steps.step("tracked files", "cargo xtask tracked", |_| tracked::check()),
         Command::Deny => steps.step("deny", "cargo xtask deny", |cache| deny::check(cache, deny::install(cache))),
         Command::Fuzz(args) => steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::chore(cache, &args)),
+        Command::Servers { name } => servers::fetch_all(&mut steps, &name),
         Command::Install => steps.step("packages", "cargo xtask install", |_| packages::install()),
         Command::Bench(args) => steps.step("bench", "cargo xtask bench", |cache| bench::run(cache, &args)),
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
 use crate::process::{Result, Run};
-use crate::steps::say;
+use crate::steps::{Steps, say};
 
 /// What tests read to find another PostgreSQL than Debian 12's: the folder of its programs.
 pub(crate) const POSTGRES_VARIABLE: &str = "STACKWARD_POSTGRES_BIN";
@@ -150,6 +150,17 @@ pub(crate) fn program(cache: &Cache, server: Server) -> Result<PathBuf> {
         let _gone = std::fs::remove_file(&program);
     })?;
     Ok(told)
+}
+
+/// `cargo xtask servers`: fetches those of this name.
+pub(crate) fn fetch_all(steps: &mut Steps, name: &str) {
+    for server in SERVERS.iter().filter(|server| name == ALL_SERVERS || server.name == name) {
+        steps.step(server.name, &format!("cargo xtask servers {}", server.name), |cache| {
+            let program = program(cache, *server)?;
+            say(&format!("    {}={}", server.variable(), program.display()));
+            Ok(())
+        });
+    }
 }
 
 /// The packages of a server, from the first release that has it.

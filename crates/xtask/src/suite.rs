@@ -195,3 +195,14 @@ pub(crate) fn tidy(steps: &mut Steps) {
     steps.step("format", "cargo fmt --all", |cache| cache.cargo(["fmt", "--all"]).run());
     steps.step("reference", "cargo xtask schema", schema::write);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_are_tried_with_a_seed_that_is_known() {
+        let seed = std::env::var(SEED_VARIABLE).unwrap_or_default();
+        assert!(seed.parse::<u64>().is_ok(), "cargo must set {SEED_VARIABLE} (.cargo/config.toml): {seed:?}");
+    }
+}
