@@ -8,6 +8,7 @@ mod deny;
 mod fuzz;
 mod inputs;
 mod law;
+mod moto;
 mod packages;
 mod process;
 mod schema;
@@ -56,6 +57,8 @@ enum Command {
         #[arg(value_parser = servers::CHOICES, default_value = servers::ALL_SERVERS)]
         name: String,
     },
+    /// Install the S3 server that tests run on, and say where it is
+    Moto,
     /// Run a benchmark
     Bench(bench::BenchArgs),
 }
@@ -77,6 +80,11 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::chore(cache, &args)),
         Command::Servers { name } => servers::fetch_all(&mut steps, &name),
         Command::Install => steps.step("packages", "cargo xtask install", |_| packages::install()),
+        Command::Moto => steps.step("moto", "cargo xtask moto", |cache| {
+            let program = moto::program(cache)?;
+            steps::say(&format!("    {}={}", moto::VARIABLE, program.display()));
+            Ok(())
+        }),
         Command::Bench(args) => steps.step("bench", "cargo xtask bench", |cache| bench::run(cache, &args)),
     }
     steps.end()

@@ -12,7 +12,7 @@ use crate::fuzz::{self, Effort};
 use crate::process::{Result, Run};
 use crate::servers::{self, POSTGRES_VARIABLE, REDIS_VARIABLE, SERVERS, Server};
 use crate::steps::{Steps, say, shout};
-use crate::{deny, law, packages, schema, slowest, tracked};
+use crate::{deny, law, moto, packages, schema, slowest, tracked};
 
 /// What properties are tried with. By day it is set in `.cargo/config.toml`.
 const SEED_VARIABLE: &str = "PROPTEST_RNG_SEED";
@@ -142,12 +142,17 @@ fn tests(cache: &Cache, args: &TestArgs) -> Result {
             "    {SEED_VARIABLE}={seed} {CASES_VARIABLE}={NIGHT_CASES}: set them to repeat what fails; commit what it writes"
         ));
     }
+    let moto =
+        moto::program(cache).inspect_err(|why| shout(&format!("moto is not there, tests on it will fail: {why}"))).ok();
     let with_servers = |mut command: Run| {
         if let Some(folder) = &args.postgres {
             command = command.env(POSTGRES_VARIABLE, folder);
         }
         if let Some(path) = &args.redis {
             command = command.env(REDIS_VARIABLE, redis_program(path));
+        }
+        if let Some(program) = &moto {
+            command = command.env(moto::VARIABLE, program);
         }
         if let Some(seed) = &seed {
             command = command.env(SEED_VARIABLE, seed).env(CASES_VARIABLE, NIGHT_CASES);
