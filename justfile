@@ -19,7 +19,7 @@ demo:
 review:
     cargo insta review
 
-# The fuzz targets, so many seconds each
+# Explores with the fuzz targets, so many seconds each
 fuzz SECONDS="60":
     cargo xtask fuzz --seconds {{SECONDS}}
 

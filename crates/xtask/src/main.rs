@@ -6,13 +6,17 @@ mod bench;
 mod cache;
 mod deny;
 mod fuzz;
+mod inputs;
 mod law;
+mod moto;
 mod packages;
 mod process;
 mod schema;
 mod servers;
+mod slowest;
 mod steps;
 mod suite;
+mod tracked;
 
 use std::process::ExitCode;
 
@@ -39,12 +43,22 @@ enum Command {
     Schema,
     /// Check who may depend on whom
     Law,
+    /// Check that no binaries and no large files are committed
+    Tracked,
     /// Check licenses, bans and sources of dependencies, and advisories where their database can be reached
     Deny,
     /// Run the fuzz targets
     Fuzz(fuzz::FuzzArgs),
     /// Install what the tests need from the distribution's packages
     Install,
+    /// Fetch the servers of other versions that the nightly tests run on, and say where they are
+    Servers {
+        /// Only this one
+        #[arg(value_parser = servers::CHOICES, default_value = servers::ALL_SERVERS)]
+        name: String,
+    },
+    /// Install the S3 server that tests run on, and say where it is
+    Moto,
     /// Run a benchmark
     Bench(bench::BenchArgs),
 }
@@ -61,9 +75,16 @@ fn main() -> ExitCode {
         Command::Tidy => suite::tidy(&mut steps),
         Command::Schema => steps.step("reference", "cargo xtask schema", schema::write),
         Command::Law => steps.step("dependency law", "cargo xtask law", law::check),
+        Command::Tracked => steps.step("tracked files", "cargo xtask tracked", |_| tracked::check()),
         Command::Deny => steps.step("deny", "cargo xtask deny", |cache| deny::check(cache, deny::install(cache))),
-        Command::Fuzz(args) => steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::run(cache, &args)),
+        Command::Fuzz(args) => steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::chore(cache, &args)),
+        Command::Servers { name } => servers::fetch_all(&mut steps, &name),
         Command::Install => steps.step("packages", "cargo xtask install", |_| packages::install()),
+        Command::Moto => steps.step("moto", "cargo xtask moto", |cache| {
+            let program = moto::program(cache)?;
+            steps::say(&format!("    {}={}", moto::VARIABLE, program.display()));
+            Ok(())
+        }),
         Command::Bench(args) => steps.step("bench", "cargo xtask bench", |cache| bench::run(cache, &args)),
     }
     steps.end()

@@ -20,11 +20,14 @@ const PACKAGES: &[Package] = &[
     Package { name: "age", present: || exists("age") },
     Package { name: "zstd", present: || exists("zstd") },
     Package { name: "jq", present: || exists("jq") },
+    Package { name: "util-linux", present: || ["unshare", "setpriv", "flock"].into_iter().all(exists) },
+    Package { name: "mount", present: || exists("mount") && exists("umount") },
     Package { name: "acl", present: || exists("setfacl") },
     Package { name: "attr", present: || exists("setfattr") },
     Package { name: "sqlite3", present: || exists("sqlite3") },
     Package { name: "g++", present: || exists("c++") },
     Package { name: "python3", present: || exists("python3") },
+    Package { name: "python3-venv", present: || Run::new(python()).args(["-c", "import ensurepip, venv"]).succeeds() },
     Package { name: "python3-cryptography", present: has_cryptography },
 ];
 
@@ -36,10 +39,13 @@ fn has_postgres() -> bool {
 }
 
 /// The distribution's Python, whatever other Python stands first in `PATH`.
-fn has_cryptography() -> bool {
+fn python() -> &'static Path {
     let distribution = Path::new("/usr/bin/python3");
-    let python = if distribution.exists() { distribution } else { Path::new("python3") };
-    Run::new(python).args(["-c", "import cryptography"]).succeeds()
+    if distribution.exists() { distribution } else { Path::new("python3") }
+}
+
+fn has_cryptography() -> bool {
+    Run::new(python()).args(["-c", "import cryptography"]).succeeds()
 }
 
 fn missing() -> Vec<&'static str> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
 use crate::process::{Result, Run};
-use crate::steps::say;
+use crate::steps::{Steps, say};
 
 /// What tests read to find another PostgreSQL than Debian 12's: the folder of its programs.
 pub(crate) const POSTGRES_VARIABLE: &str = "STACKWARD_POSTGRES_BIN";
@@ -21,8 +21,9 @@ pub(crate) const REDIS_VARIABLE: &str = "STACKWARD_REDIS_SERVER";
 pub(crate) struct Server {
     /// What it is called here.
     pub(crate) name: &'static str,
-    /// The release that has it.
-    suite: &'static str,
+    /// The releases that have it, or had it: asked in this order. What is new is in `sid` first and leaves it when a newer
+    /// one comes; what is old is in one release for ever.
+    suites: &'static [&'static str],
     /// Debian's package.
     package: &'static str,
     kind: Kind,
@@ -59,19 +60,39 @@ impl Server {
 
 /// Those that the nightly tests run on.
 pub(crate) const SERVERS: [Server; 6] = [
-    Server { name: "redis-6", suite: "bullseye", package: "redis-server", kind: Kind::Redis, tests: OLD },
-    Server { name: "redis-8", suite: "trixie", package: "redis-server", kind: Kind::Redis, tests: ALL },
-    Server { name: "valkey-8", suite: "trixie", package: "valkey-server", kind: Kind::Redis, tests: ALL },
-    Server { name: "valkey-9", suite: "sid", package: "valkey-server", kind: Kind::Redis, tests: ALL },
+    Server { name: "redis-6", suites: &["bullseye"], package: "redis-server", kind: Kind::Redis, tests: OLD },
+    Server { name: "redis-8", suites: &["trixie"], package: "redis-server", kind: Kind::Redis, tests: ALL },
+    Server { name: "valkey-8", suites: &["trixie"], package: "valkey-server", kind: Kind::Redis, tests: ALL },
+    Server { name: "valkey-9", suites: &["forky", "sid"], package: "valkey-server", kind: Kind::Redis, tests: ALL },
     Server {
         name: "postgres-17",
-        suite: "trixie",
+        suites: &["trixie"],
         package: "postgresql-17",
         kind: Kind::Postgres(17),
         tests: POSTGRES,
     },
-    Server { name: "postgres-18", suite: "sid", package: "postgresql-18", kind: Kind::Postgres(18), tests: POSTGRES },
+    Server {
+        name: "postgres-18",
+        suites: &["forky", "sid"],
+        package: "postgresql-18",
+        kind: Kind::Postgres(18),
+        tests: POSTGRES,
+    },
 ];
+
+/// Every one of them.
+pub(crate) const ALL_SERVERS: &str = "all";
+
+/// What can be chosen: all, or one by its name.
+pub(crate) const CHOICES: [&str; SERVERS.len() + 1] = {
+    let mut choices = [ALL_SERVERS; SERVERS.len() + 1];
+    let mut number = 0;
+    while number < SERVERS.len() {
+        choices[number] = SERVERS[number].name;
+        number += 1;
+    }
+    choices
+};
 
 /// The whole engine, and what the program does with its log.
 const POSTGRES: &str = "(package(engine-postgres) & binary(it)) \
@@ -108,12 +129,10 @@ pub(crate) fn program(cache: &Cache, server: Server) -> Result<PathBuf> {
     if programs.real.join(first).is_file() && programs.scripts.join(first).is_file() {
         return Ok(told);
     }
-    say(&format!("    fetching {} from Debian {}", server.name, server.suite));
     if root.exists() {
         std::fs::remove_dir_all(&root).map_err(|error| format!("{}: {error}", root.display()))?;
     }
-    let apt = Apt::prepare(&cache.folder("servers")?.join("apt").join(server.name), server.suite)?;
-    for package in apt.download(server.package)? {
+    for package in fetch(cache, server)? {
         Run::new("dpkg-deb").args(["-x".as_ref(), package.as_os_str(), root.as_os_str()]).run()?;
     }
     let names = match server.kind {
@@ -131,6 +150,35 @@ pub(crate) fn program(cache: &Cache, server: Server) -> Result<PathBuf> {
         let _gone = std::fs::remove_file(&program);
     })?;
     Ok(told)
+}
+
+/// `cargo xtask servers`: fetches those of this name.
+pub(crate) fn fetch_all(steps: &mut Steps, name: &str) {
+    for server in SERVERS.iter().filter(|server| name == ALL_SERVERS || server.name == name) {
+        steps.step(server.name, &format!("cargo xtask servers {}", server.name), |cache| {
+            let program = program(cache, *server)?;
+            say(&format!("    {}={}", server.variable(), program.display()));
+            Ok(())
+        });
+    }
+}
+
+/// The packages of a server, from the first release that has it.
+fn fetch(cache: &Cache, server: Server) -> Result<Vec<PathBuf>> {
+    let folder = cache.folder("servers")?.join("apt").join(server.name);
+    let mut faults = Vec::new();
+    for suite in server.suites {
+        say(&format!("    fetching {} from Debian {suite}", server.name));
+        // The lists and packages of another release must not be mixed with this one's.
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        }
+        match Apt::prepare(&folder, suite).and_then(|apt| apt.download(server.package)) {
+            Ok(packages) => return Ok(packages),
+            Err(why) => faults.push(format!("Debian {suite}: {why}")),
+        }
+    }
+    Err(faults.join("\n"))
 }
 
 /// Where unpacked programs are, and where the scripts that start them go.

@@ -8,10 +8,17 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::cache::Cache;
+use crate::fuzz::{self, Effort};
 use crate::process::{Result, Run};
-use crate::servers::{self, POSTGRES_VARIABLE, REDIS_VARIABLE, SERVERS};
+use crate::servers::{self, POSTGRES_VARIABLE, REDIS_VARIABLE, SERVERS, Server};
 use crate::steps::{Steps, say, shout};
-use crate::{deny, fuzz, law, packages, schema};
+use crate::{deny, law, moto, packages, schema, slowest, tracked};
+
+/// What properties are tried with. By day it is set in `.cargo/config.toml`.
+const SEED_VARIABLE: &str = "PROPTEST_RNG_SEED";
+const CASES_VARIABLE: &str = "PROPTEST_CASES";
+/// Ten times as many as by day.
+const NIGHT_CASES: &str = "2560";
 
 /// Options of `test`.
 #[derive(Debug, Args)]
@@ -25,12 +32,11 @@ pub(crate) struct TestArgs {
     /// The Redis or Valkey server to test with: its program, or the folder that it is in
     #[arg(long, value_name = "PATH")]
     redis: Option<PathBuf>,
-    /// Also run the engines' tests on servers of other versions, which are fetched
-    #[arg(long)]
-    nightly: bool,
-    /// Seconds for each fuzz target
-    #[arg(long, value_name = "N", default_value_t = 60)]
-    fuzz_seconds: u64,
+    /// Also what is for the night: the longest tests, other random numbers, an hour of fuzzing, and the engines' tests on
+    /// servers of other versions, which are fetched; with a name (postgres-17), only the tests on that server
+    #[arg(long, value_name = "SERVER", num_args = 0..=1, require_equals = true)]
+    #[arg(value_parser = servers::CHOICES, default_missing_value = servers::ALL_SERVERS)]
+    nightly: Option<String>,
     /// Run only the tests whose names contain this, and no other check
     filter: Option<String>,
 }
@@ -44,10 +50,14 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
         // Tests would fail one by one for want of what could not be installed.
         return;
     }
+    let named = args.nightly.as_deref().and_then(|name| SERVERS.iter().find(|server| server.name == name));
+    if let Some(server) = named {
+        return on_server(steps, server, args.filter.as_deref().unwrap_or_default());
+    }
     if let Some(filter) = &args.filter {
-        let repeat = format!("cargo xtask test {filter}");
+        let repeat = format!("cargo xtask test '{filter}'");
         steps.step("tests", &repeat, |cache| tests(cache, args));
-        if args.nightly {
+        if args.nightly.is_some() {
             nightly(steps, filter);
         }
         return;
@@ -55,6 +65,7 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
     let installing = deny::install(steps.cache());
     steps.step("format", "cargo fmt --all --check", |cache| cache.cargo(["fmt", "--all", "--check"]).run());
     steps.step("dependency law", "cargo xtask law", law::check);
+    steps.step("tracked files", "cargo xtask tracked", |_| tracked::check());
     steps.step("clippy", "cargo clippy --workspace --all-targets -- -D warnings", |cache| {
         cache.cargo(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
     });
@@ -63,7 +74,7 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
         cargo.env("RUSTDOCFLAGS", "-D warnings").run()
     });
     steps.step("tests", "cargo xtask test ''", |cache| tests(cache, args));
-    if args.nightly {
+    if args.nightly.is_some() {
         nightly(steps, "");
     }
     steps.step("examples", "cargo build --workspace --examples", |cache| {
@@ -75,26 +86,45 @@ pub(crate) fn run(steps: &mut Steps, args: &TestArgs) {
     steps.step("reference", "cargo xtask schema", schema::check);
     steps.step("deny", "cargo xtask deny", |cache| deny::check(cache, installing));
     if fuzz::exists() {
-        let wanted = fuzz::FuzzArgs::for_seconds(args.fuzz_seconds);
-        steps.step("fuzz", "cargo xtask fuzz", |cache| fuzz::run(cache, &wanted));
+        steps.step("fuzz", "cargo xtask fuzz --fixed", |cache| fuzz::run(cache, Effort::Fixed, ""));
+        if args.nightly.is_some() {
+            steps.step("exploring", "cargo xtask fuzz", |cache| fuzz::run(cache, Effort::Night, ""));
+        }
     }
 }
 
-/// The tests on each of the other servers, as far as their names contain `filter`.
+/// What is for the night, as far as its name contains `filter`.
 fn nightly(steps: &mut Steps, filter: &str) {
-    for server in SERVERS {
-        let repeat = format!("cargo xtask test --nightly '{filter}'");
-        let chosen = format!("({}) & test(~{filter})", server.tests);
-        let chosen = if filter.is_empty() { server.tests.to_owned() } else { chosen };
-        steps.step(server.name, &repeat, |cache| {
-            let program = servers::program(cache, server)?;
-            let run = cache.cargo(["nextest", "run", "--locked", "--no-fail-fast", "--profile", "nightly"]);
-            let packages = server.packages().iter().flat_map(|package| ["-p", package]);
-            // What is ignored elsewhere is what only newer servers can do.
-            let run = run.args(packages).args(["-E", &chosen, "--run-ignored", "all", "--no-tests", "pass"]);
-            run.env(server.variable(), program).run()
-        });
+    let named = if filter.is_empty() { String::new() } else { format!(" & test(~{filter})") };
+    let longest = format!("test(/nightly/){named}");
+    steps.step("longest tests", "cargo nextest run --profile nightly -E 'test(/nightly/)'", |cache| {
+        let run = cache.cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--profile", "nightly"]);
+        run.args(["-E", &longest, "--no-tests", "pass"]).run()
+    });
+    for server in &SERVERS {
+        on_server(steps, server, filter);
     }
+}
+
+/// The tests on another server, as far as their names contain `filter`.
+fn on_server(steps: &mut Steps, server: &Server, filter: &str) {
+    let repeat = format!("cargo xtask test --nightly={} '{filter}'", server.name);
+    let chosen = format!("({}) & test(~{filter})", server.tests);
+    let chosen = if filter.is_empty() { server.tests.to_owned() } else { chosen };
+    steps.step(server.name, &repeat, |cache| {
+        let program = servers::program(cache, *server)?;
+        let run = cache.cargo(["nextest", "run", "--locked", "--no-fail-fast", "--profile", "nightly"]);
+        let packages = server.packages().iter().flat_map(|package| ["-p", package]);
+        // What is ignored elsewhere is what only newer servers can do.
+        let run = run.args(packages).args(["-E", &chosen, "--run-ignored", "all", "--no-tests", "pass"]);
+        run.env(server.variable(), program).run()
+    });
+}
+
+/// Another one each night, and said, so that what it finds can be repeated.
+fn seed_of_tonight() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    since.as_secs().to_string()
 }
 
 /// The program that a path names, itself or as the folder that it is in.
@@ -106,12 +136,26 @@ fn redis_program(path: &Path) -> PathBuf {
 /// The tests by nextest, or by cargo where nextest is missing. A filter chooses among all of them, the slow ones too.
 fn tests(cache: &Cache, args: &TestArgs) -> Result {
     let nextest = Run::cargo().args(["nextest", "--version"]).succeeds();
+    let seed = args.nightly.is_some().then(seed_of_tonight);
+    if let Some(seed) = &seed {
+        say(&format!(
+            "    {SEED_VARIABLE}={seed} {CASES_VARIABLE}={NIGHT_CASES}: set them to repeat what fails; commit what it writes"
+        ));
+    }
+    let moto =
+        moto::program(cache).inspect_err(|why| shout(&format!("moto is not there, tests on it will fail: {why}"))).ok();
     let with_servers = |mut command: Run| {
         if let Some(folder) = &args.postgres {
             command = command.env(POSTGRES_VARIABLE, folder);
         }
         if let Some(path) = &args.redis {
             command = command.env(REDIS_VARIABLE, redis_program(path));
+        }
+        if let Some(program) = &moto {
+            command = command.env(moto::VARIABLE, program);
+        }
+        if let Some(seed) = &seed {
+            command = command.env(SEED_VARIABLE, seed).env(CASES_VARIABLE, NIGHT_CASES);
         }
         command
     };
@@ -125,11 +169,13 @@ fn tests(cache: &Cache, args: &TestArgs) -> Result {
         let command = cache.cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
         with_servers(command.args(more)).run()
     };
-    match filter {
-        Some(filter) => run(&["--ignore-default-filter", filter]),
-        // All run, whatever the first says.
-        None => run(&[]).and(run(&["--profile", "slow"])).and(increments(cache, args)),
+    if let Some(filter) = filter {
+        return run(&["--ignore-default-filter", filter]);
     }
+    // Both run, whatever the first says.
+    let ended = [run(&[]), run(&["--profile", "slow"])].into_iter().collect::<Result>();
+    slowest::show(cache);
+    ended.and(increments(cache, args))
 }
 
 /// Tests of what PostgreSQL has since 17, when such a server was named: Debian 12's own is older.
@@ -153,4 +199,15 @@ pub(crate) fn tidy(steps: &mut Steps) {
     });
     steps.step("format", "cargo fmt --all", |cache| cache.cargo(["fmt", "--all"]).run());
     steps.step("reference", "cargo xtask schema", schema::write);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_are_tried_with_a_seed_that_is_known() {
+        let seed = std::env::var(SEED_VARIABLE).unwrap_or_default();
+        assert!(seed.parse::<u64>().is_ok(), "cargo must set {SEED_VARIABLE} (.cargo/config.toml): {seed:?}");
+    }
 }

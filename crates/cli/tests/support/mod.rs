@@ -197,11 +197,23 @@ pub(crate) fn noise(count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Writes a file of random bytes, different ones each time, which nothing can deduplicate.
+/// Writes a file of bytes that nothing can deduplicate: other ones for each file, and the same in each run of the test.
 pub(crate) fn write_random(path: &Path, count: u64) {
-    use std::io::Read;
-    let mut random = std::fs::File::open("/dev/urandom").unwrap().take(count);
-    std::io::copy(&mut random, &mut std::fs::File::create(path).unwrap()).unwrap();
+    use std::io::Write;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static FILES: AtomicU64 = AtomicU64::new(1);
+    let mut state = FILES.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
+    let mut left = count;
+    while left > 0 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let length = left.min(8);
+        file.write_all(&state.to_le_bytes()[..length as usize]).unwrap();
+        left -= length;
+    }
+    file.flush().unwrap();
 }
 
 pub(crate) fn flip_a_bit(path: &Path) {

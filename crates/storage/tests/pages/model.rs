@@ -10,6 +10,7 @@ use backup_core::{BackupWriter, Evidence};
 use backup_testkit::{ScriptedSource, noise};
 use bytes::Bytes;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
 use super::support::{back_up, file, name, open_in_memory, read_tree};
 
@@ -234,7 +235,12 @@ async fn live(first: Vec<usize>, history: Vec<Vec<Change>>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    // Beside this file: proptest finds no folder of its own for tests that have no `main.rs`.
+    #![proptest_config(ProptestConfig {
+        cases: 48,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_version_reads_back_exactly_and_costs_what_changed(

@@ -24,7 +24,7 @@ impl Receiver {
 
 /// Log that hardly compresses: so many megabytes, about.
 fn write_log(server: &PrivatePostgres, megabytes: u32) {
-    let rows = format!("insert into t select md5(random()::text) from generate_series(1, {megabytes} * 10000)");
+    let rows = format!("insert into t select md5(g::text) from generate_series(1, {megabytes} * 10000) g");
     server.sql("postgres", &rows);
 }
 
