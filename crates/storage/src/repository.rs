@@ -25,6 +25,7 @@ mod pages;
 mod pipeline;
 mod read;
 mod recipients;
+mod referred;
 mod snapshot;
 mod sorter;
 mod store;

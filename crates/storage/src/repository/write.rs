@@ -121,7 +121,9 @@ impl SnapshotWriter for RepositoryWriter {
         let record = self.earlier_artifact(source, name, ArtifactKind::Stream);
         let (setup, maps) = self.pages(record).await?;
         let earlier = match (record, maps) {
-            (Some(record), Some(maps)) => EarlierContent::of_stream(&self.repository.chunks, record, maps).await,
+            (Some(record), Some(maps)) => {
+                EarlierContent::of_stream(&self.repository.chunks, self.pipeline.referred(), record, maps).await
+            }
             _ => None,
         };
         Ok(Box::new(RepositoryStream::of_pages(setup, page_bytes(hinted), earlier.as_ref())))
@@ -137,8 +139,8 @@ impl SnapshotWriter for RepositoryWriter {
         let chunks = &self.repository.chunks;
         let listing = record.and_then(|record| ContentList::from_record(&record.content).ok());
         let earlier = listing.map(|listing| match order {
-            TreeOrder::ByPath => EarlierTree::along(chunks, listing, maps),
-            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing, maps),
+            TreeOrder::ByPath => EarlierTree::along(chunks, self.pipeline.referred(), listing, maps),
+            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, self.pipeline.referred(), listing, maps),
         });
         Ok(Box::new(RepositoryTree::new(setup, &order, earlier)))
     }
