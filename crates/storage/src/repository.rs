@@ -19,6 +19,7 @@ mod index;
 mod layout;
 mod load;
 pub(crate) mod logs;
+mod opened;
 mod pack;
 mod page_map;
 mod pages;
@@ -181,6 +182,7 @@ impl Sink for Repository {
     }
 
     async fn begin(&self, header: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>> {
+        self.store.confirm().await?;
         self.loader.refresh().await?;
         self.loader.forget_lost_packs().await?;
         Ok(Arc::new(RepositoryWriter::begin(self, &header).await?))

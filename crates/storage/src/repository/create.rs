@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::plan::EncryptionConfig;
 use backup_core::secret::Secret;
+use bytes::Bytes;
 use jiff::Timestamp;
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -19,6 +20,7 @@ use super::crypto::random;
 use super::index::Index;
 use super::layout;
 use super::load::IndexLoader;
+use super::opened::Opened;
 use super::read::{ChunkReader, KeySource, Sessions};
 use super::store::Store;
 use crate::keys::{self, Unlock, Unlocked};
@@ -100,7 +102,7 @@ impl Repository {
         unlock: &Unlock,
     ) -> Result<Self> {
         let store = Store::new(store, describe);
-        let config = read_config(&store).await?;
+        let (config, config_object) = read_config(&store).await?;
         let state = options.state.clone().unwrap_or_else(default_state);
         let encrypted = config.encryption == EncryptionConfig::Age;
         if encrypted && options.encryption == EncryptionConfig::None {
@@ -124,6 +126,9 @@ impl Repository {
         };
         let keys = repository_keys(&store, &config, writer.as_ref(), &unlocked, &state).await?;
         config.check_mac(&keys.index_key)?;
+        let (encryption, id) = (config.encryption, config.repository_id.clone());
+        let config = Arc::new(Mutex::new(config));
+        let store = store.of(Opened::new(Arc::clone(&config), config_object, keys.index_key.clone()));
         let source = if encrypted {
             KeySource::Sealed {
                 writer_secret: writer.as_ref().map(|writer| writer.secret.clone()),
@@ -144,9 +149,9 @@ impl Repository {
             keys.id_key.clone(),
         ));
         Ok(Self {
-            encryption: config.encryption,
-            id: config.repository_id.clone(),
-            config: Arc::new(Mutex::new(config)),
+            encryption,
+            id,
+            config,
             store,
             recipients: options.recipients.clone(),
             level: options.level,
@@ -241,9 +246,10 @@ async fn create_keys(store: &Store, options: &RepositoryOptions, id: &str) -> Re
     Ok(CreatedKeys { keys, recipients })
 }
 
-pub(super) async fn read_config(store: &Store) -> Result<Config> {
+/// The `config` of the repository in `store`, and its object.
+async fn read_config(store: &Store) -> Result<(Config, Bytes)> {
     match store.get(&layout::config()).await {
-        Ok(bytes) => Config::parse(&bytes),
+        Ok(object) => Ok((Config::parse(&object)?, object)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let half = !store.is_empty().await.unwrap_or(true);
             let what =
@@ -317,8 +323,8 @@ async fn repository_keys(
 /// Whether the store refuses to create an object twice. Stores that ignore the condition exist (docs/adr/0003).
 async fn probe(store: &Store) -> Result<bool> {
     let path = Path::from(format!("probe/{}", hex::encode(random::<8>()?)));
-    store.create(&path, "stackward".into()).await?;
-    let honoured = match store.create(&path, "stackward".into()).await {
+    store.try_create(&path, "stackward".into()).await?;
+    let honoured = match store.try_create(&path, "stackward".into()).await {
         Ok(()) => false,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => true,
         Err(error) => return Err(error),

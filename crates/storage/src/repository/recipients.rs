@@ -7,7 +7,6 @@ use backup_core::error::{Error, ErrorKind, Result};
 use jiff::Timestamp;
 
 use super::config::{Config, RecipientInfo};
-use super::create::read_config;
 use super::crypto::SessionKeys;
 use super::layout;
 use super::logs::key::LogIdentity;
@@ -74,9 +73,8 @@ impl Repository {
         if !self.sessions.can_read() {
             return Err(read::needs_identity());
         }
-        let config = read_config(&self.store).await?;
-        config.check_mac(&self.index_key)?;
-        Ok(config)
+        self.store.confirm().await?;
+        Ok(self.config.lock().await.clone())
     }
 
     async fn write_config(&self, mut config: Config) -> Result<()> {
