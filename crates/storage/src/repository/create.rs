@@ -18,6 +18,7 @@ use super::Repository;
 use super::config::{Config, FORMAT_VERSION, RecipientInfo, RepositoryKeys, WriterKey, default_state};
 use super::crypto::random;
 use super::index::Index;
+use super::keyring::{self, Condition, Keyring};
 use super::layout;
 use super::load::IndexLoader;
 use super::opened::Opened;
@@ -189,9 +190,9 @@ async fn check_free(store: &Store) -> Result<()> {
     if store.is_empty().await? {
         return Ok(());
     }
-    let keys = store.list(layout::KEYS).await?;
-    let others = store.list("").await?.len() - keys.len();
-    if others == 0 {
+    let keys = [layout::KEYS, layout::KEY_COPIES].map(|folder| format!("{folder}/"));
+    let is_key = |path: &Path| keys.iter().any(|folder| path.as_ref().starts_with(folder.as_str()));
+    if store.list("").await?.iter().all(|(path, _)| is_key(path)) {
         // Key objects alone: a creation that died before its `config`. Nothing was ever stored under them.
         return Ok(());
     }
@@ -235,12 +236,13 @@ async fn create_keys(store: &Store, options: &RepositoryOptions, id: &str) -> Re
             tokio::task::spawn_blocking(move || keys::wrap_with_passphrase(&phrase, secret.expose().as_bytes())).await;
         let wrapped = wrapped
             .map_err(|source| Error::new(ErrorKind::Internal, "the key derivation failed").caused_by(source))??;
-        store.create(&layout::passphrase_identity(id), wrapped.into()).await?;
+        keyring::create(store, &layout::passphrase_identity(id), wrapped.into()).await?;
         recipients.push(RecipientInfo { recipient: pair.recipient, added: now, passphrase: true });
     }
     let keys = RepositoryKeys::generate()?;
     let to: Vec<String> = recipients.iter().map(|info| info.recipient.clone()).collect();
-    store.create(&layout::repository_keys(id), keys::wrap(&to, &keys.to_bytes())?.into()).await?;
+    let wrapped = keys::wrap(&to, &keys.to_bytes())?;
+    keyring::create(store, &layout::repository_keys(id), wrapped.into()).await?;
     let state = options.state.clone().unwrap_or_else(default_state);
     WriterKey::generate(keys.clone())?.save(&state, id)?;
     Ok(CreatedKeys { keys, recipients })
@@ -269,14 +271,16 @@ async fn read_config(store: &Store) -> Result<(Config, Bytes)> {
 async fn unlock_all(store: &Store, id: &str, unlock: &Unlock) -> Result<Unlocked> {
     let mut unlocked = Unlocked::new(&unlock.identities)?;
     let Some(passphrase) = unlock.passphrase.clone() else { return Ok(unlocked) };
-    let wrapped = match store.get(&layout::passphrase_identity(id)).await {
-        Ok(wrapped) => wrapped,
-        Err(error) if error.kind() == ErrorKind::NotFound && !unlocked.is_empty() => return Ok(unlocked),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(Error::new(ErrorKind::WrongKey, format!("{} has no passphrase", store.describe()))
+    let path = layout::passphrase_identity(id);
+    let wrapped = match Keyring::list(store).await?.inspect(store, &path).await? {
+        Condition::Whole => store.get(&path).await?,
+        Condition::Single(wrapped) | Condition::Mendable { copy: wrapped, .. } => wrapped,
+        Condition::Lost { .. } if !unlocked.is_empty() => return Ok(unlocked),
+        Condition::Lost { problem } => {
+            return Err(Error::new(ErrorKind::WrongKey, format!("{} has no passphrase: {problem}", store.describe()))
+                .with("object", path)
                 .hint("pass the private key with `--identity FILE`"));
         }
-        Err(error) => return Err(error),
     };
     let opened = tokio::task::spawn_blocking(move || keys::unwrap_with_passphrase(&passphrase, &wrapped)).await;
     let identity =
@@ -296,8 +300,8 @@ async fn repository_keys(
 ) -> Result<RepositoryKeys> {
     if !unlocked.is_empty() {
         let path = layout::repository_keys(&config.repository_id);
-        let wrapped = store.get(&path).await?;
-        let keys = RepositoryKeys::from_bytes(&keys::unwrap(unlocked, &wrapped)?)?;
+        let open = |wrapped: &[u8]| RepositoryKeys::from_bytes(&*keys::unwrap(unlocked, wrapped)?);
+        let keys = keyring::open(store, &path, open).await?;
         // Anybody can encrypt to a public key; only this machine's writer key was never in the store.
         if writer.is_some_and(|writer| writer.keys != keys) {
             return Err(Error::new(

@@ -122,6 +122,8 @@ pub(super) struct PipelineSetup {
     pub(super) session: SessionId,
     pub(super) keys: SessionKeys,
     pub(super) level: i32,
+    /// Packs that are durable and in no index object: the next one lists them, too.
+    pub(super) unlisted: Vec<PackInfo>,
 }
 
 impl Pipeline {
@@ -139,7 +141,7 @@ impl Pipeline {
             runtime: Handle::current(),
             building: [Class::Content, Class::Meta].map(|class| Mutex::new(PackBuilder::new(setup.session, class))),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
-            unlisted: tokio::sync::Mutex::default(),
+            unlisted: tokio::sync::Mutex::new(setup.unlisted),
             written: Mutex::default(),
             stored: AtomicUsize::new(0),
             failure: OnceLock::new(),
@@ -429,6 +431,7 @@ mod tests {
             session,
             keys: SessionKeys::generate(&random_key().unwrap(), session).unwrap(),
             level: 1,
+            unlisted: Vec::new(),
         };
         let pipeline = Pipeline::start(setup).unwrap();
         let (data, tally) = (Bytes::from(vec![7; 100_000]), Arc::<Tally>::default());

@@ -59,6 +59,9 @@ impl QuickLog {
         let recipient = if encrypted {
             let recipients = found.recipients_to_write(&config.recipients)?;
             let Some(recipient) = key::load(&state, &found.repository_id, &recipients)? else { return Ok(None) };
+            if !is_whole(&root, &layout::log_key(recipient.id())) {
+                return Ok(None);
+            }
             Some(recipient)
         } else {
             None
@@ -141,6 +144,12 @@ impl QuickLog {
         file.read_exact(&mut sealed).map_err(failed)?;
         Ok((Header::open(&self.sealer.index_key, source, id, &sealed)?, sealed.len()))
     }
+}
+
+/// Whether the key object at `key` is there, and is what the name of its second copy says.
+fn is_whole(root: &Path, key: &object_store::path::Path) -> bool {
+    let read = std::fs::read(root.join(key.as_ref()));
+    read.is_ok_and(|bytes| root.join(layout::key_copy(key, &layout::object_hash(&bytes)).as_ref()).exists())
 }
 
 /// The names in a folder that `parse` takes, sorted. Temporary files are none: `#` is in no name.
