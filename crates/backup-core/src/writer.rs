@@ -170,23 +170,27 @@ pub struct ArtifactWriter {
     sink: Box<dyn StreamSink>,
     digest: Sha256,
     bytes: u64,
+    midst: Midst,
 }
 
 impl ArtifactWriter {
     fn new(scope: BackupWriter, name: ArtifactName, sink: Box<dyn StreamSink>) -> Self {
-        Self { scope, name, sink, digest: Sha256::new(), bytes: 0 }
+        Self { scope, name, sink, digest: Sha256::new(), bytes: 0, midst: Midst::default() }
     }
 
-    /// Appends.
+    /// Appends. Not cancel safe: once a call was given up while it waited, the artifact can be neither written nor sealed.
     ///
     /// # Errors
     /// When the sink fails or the run was cancelled.
     pub async fn write(&mut self, data: Bytes) -> Result<()> {
         self.scope.cx.check_cancelled()?;
+        self.midst.enter(&self.name)?;
         self.digest.update(&data);
         let count = data.len() as u64;
         self.bytes += count;
-        self.sink.write(data).await?;
+        let written = self.sink.write(data).await;
+        self.midst.leave();
+        written?;
         self.scope.cx.progress(count, 0);
         Ok(())
     }
@@ -233,6 +237,7 @@ impl ArtifactWriter {
     /// # Errors
     /// [`ErrorKind::Incomplete`] when the evidence contradicts what was written; also when the sink fails.
     pub async fn seal(self, evidence: Evidence) -> Result<ArtifactRecord> {
+        self.midst.refuse(&self.name)?;
         check_stream(&self.name, self.bytes, &evidence)?;
         let stored = self.sink.finish().await?;
         let record = record(self.name, ArtifactKind::Stream, stored, &evidence);
@@ -245,6 +250,31 @@ impl ArtifactWriter {
 impl fmt::Debug for ArtifactWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ArtifactWriter").field("name", &self.name).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// Whether a call is in its midst. One that stays there was given up: how much of it the sink took is not known.
+#[derive(Debug, Default)]
+struct Midst(bool);
+
+impl Midst {
+    fn refuse(&self, name: impl fmt::Display) -> Result<()> {
+        if self.0 {
+            let message = format!("a write into `{name}` was given up before it ended, so `{name}` is not whole");
+            return Err(Error::new(ErrorKind::Incomplete, message));
+        }
+        Ok(())
+    }
+
+    /// Before the first change of the caller's state; [`Midst::leave`] comes after the last wait.
+    fn enter(&mut self, name: impl fmt::Display) -> Result<()> {
+        self.refuse(name)?;
+        self.0 = true;
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.0 = false;
     }
 }
 

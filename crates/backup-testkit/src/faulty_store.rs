@@ -2,10 +2,11 @@
 //!
 //! Deterministic: operations are counted in the order in which they arrive.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,6 +30,12 @@ pub enum Fault {
     FullFrom(u64),
     /// A conditional put overwrites, as some stores do.
     IgnoreConditions,
+    /// Each conditional put is refused once as if something were there, as S3 does with 409 while another request is
+    /// under way; nothing is stored.
+    ConflictFirst,
+    /// Each conditional put is stored, and then refused as if something had been there: the answer to it was lost, and the
+    /// client asked again.
+    AnswerLost,
 }
 
 /// See the module.
@@ -37,19 +44,24 @@ pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     fault: Fault,
     operations: AtomicU64,
+    refused: Mutex<HashSet<Path>>,
 }
 
 impl FaultyStore {
     /// Wraps `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn ObjectStore>, fault: Fault) -> Self {
-        Self { inner, fault, operations: AtomicU64::new(0) }
+        Self { inner, fault, operations: AtomicU64::new(0), refused: Mutex::default() }
     }
 
     /// How many operations were asked for so far.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::SeqCst)
+    }
+
+    fn refuse_once(&self, location: &Path) -> bool {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(location.clone())
     }
 
     fn step(&self, writes: bool) -> Result<()> {
@@ -77,7 +89,15 @@ impl ObjectStore for FaultyStore {
         if self.fault == Fault::IgnoreConditions {
             options.mode = PutMode::Overwrite;
         }
-        self.inner.put_opts(location, payload, options).await
+        let taken = || Error::AlreadyExists { path: location.to_string(), source: "409 Conflict".into() };
+        match (self.fault, &options.mode) {
+            (Fault::ConflictFirst, PutMode::Create) if self.refuse_once(location) => Err(taken()),
+            (Fault::AnswerLost, PutMode::Create) => {
+                self.inner.put_opts(location, payload, options).await?;
+                Err(taken())
+            }
+            _ => self.inner.put_opts(location, payload, options).await,
+        }
     }
 
     async fn put_multipart_opts(

@@ -14,11 +14,13 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 mod continued;
+mod given_up;
 
 pub use continued::{
     a_memo_is_read_again_by_the_next_run, a_tree_in_any_order_round_trips, one_run_has_one_earlier_snapshot,
     what_is_kept_is_exactly_what_was,
 };
+pub use given_up::a_write_that_is_given_up_spoils_no_other;
 
 type Script = dyn Fn(BackupWriter) -> BoxFuture<'static, Result<()>> + Send + Sync;
 
@@ -75,7 +77,7 @@ macro_rules! sink_conformance {
             an_unchanged_file_is_not_read_again, two_runs_at_once_both_succeed, a_partial_snapshot_keeps_the_rest,
             snapshots_are_listed_by_time_and_plan, a_missing_snapshot_is_not_found, check_finds_nothing_wrong,
             a_tree_in_any_order_round_trips, a_memo_is_read_again_by_the_next_run, what_is_kept_is_exactly_what_was,
-            one_run_has_one_earlier_snapshot
+            one_run_has_one_earlier_snapshot, a_write_that_is_given_up_spoils_no_other
         );
     };
     (@tests $make:path, $($name:ident),+) => {

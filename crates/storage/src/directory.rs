@@ -7,6 +7,7 @@ mod check;
 mod compression;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod marker;
 mod names;
 mod output;
 mod partial;
@@ -36,6 +37,7 @@ use crate::summaries::Summaries;
 
 use crate::repository::Created;
 use compression::Compression;
+use marker::Identity;
 use names::{MANIFEST, SUMS, Sums};
 use read::{DirectoryReader, open_plain};
 use write::DirectoryWriter;
@@ -48,10 +50,12 @@ const MAX_SMALL_FILE_BYTES: u64 = 256 * 1024 * 1024;
 pub struct Directory {
     path: PathBuf,
     compression: Compression,
+    identity: Arc<Identity>,
 }
 
 impl Directory {
-    /// Makes the folder, if it is not there. `folder` is where a relative path starts.
+    /// Makes the folder, if it is not there, and the marker by which it knows itself. `folder` is where a relative path
+    /// starts.
     ///
     /// # Errors
     /// When it cannot be made, or something else is there.
@@ -60,12 +64,15 @@ impl Directory {
         let description = describe(&path);
         blocking(move || {
             if path.is_dir() {
-                return Ok(Created { description, created: false, notes: Vec::new() });
+                let holds_snapshots = !ids(&path)?.is_empty();
+                let made = marker::make(&path)?;
+                return Ok(Created { description, created: made && !holds_snapshots, notes: Vec::new() });
             }
             partial::make_folders(&path).map_err(|source| Error::io("cannot make the directory", &path, source))?;
             if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 partial::sync_folder(parent)?;
             }
+            marker::make(&path)?;
             Ok(Created { description, created: true, notes: Vec::new() })
         })
         .await
@@ -74,12 +81,16 @@ impl Directory {
     /// Opens the folder. `folder` is where a relative path starts.
     ///
     /// # Errors
-    /// [`ErrorKind::NoRepository`] when there is none.
+    /// [`ErrorKind::NoRepository`] when there is none, also when the folder was never made one and holds no snapshots.
     pub async fn open(config: &DirectoryConfig, folder: &Path) -> Result<Self> {
         let path = folder.join(&config.path);
         let compression = config.compression.into();
         blocking(move || match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => Ok(Self { path, compression }),
+            Ok(metadata) if metadata.is_dir() => {
+                let identity = Identity::open(&path)?;
+                identity.refuse_unless_made(!ids(&path)?.is_empty())?;
+                Ok(Self { path, compression, identity: Arc::new(identity) })
+            }
             Ok(_) => Err(Error::new(ErrorKind::NoRepository, format!("{} is not a folder", path.display()))
                 .hint("give the path of a folder")),
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
@@ -100,19 +111,10 @@ impl Directory {
         Ok(summaries)
     }
 
-    /// The ids of all finished snapshots, damaged or not, oldest first. Blocks.
+    /// See [`ids`]. Those of another folder are not listed.
     fn ids(&self) -> Result<Vec<SnapshotId>> {
-        let mut ids = Vec::new();
-        for entry in partial::entries(&self.path)? {
-            let name = entry.file_name();
-            if let Some(id) = name.to_str().and_then(|name| SnapshotId::new(name).ok())
-                && partial::is_folder(&entry)?
-            {
-                ids.push(id);
-            }
-        }
-        ids.sort();
-        Ok(ids)
+        self.identity.confirm_folder()?;
+        ids(&self.path)
     }
 
     /// A snapshot's manifest and sums. Blocks.
@@ -140,6 +142,21 @@ impl Directory {
         }
         Ok(DirectoryReader { folder, manifest, sums })
     }
+}
+
+/// The ids of all finished snapshots in the folder at `path`, damaged or not, oldest first. Blocks.
+fn ids(path: &Path) -> Result<Vec<SnapshotId>> {
+    let mut ids = Vec::new();
+    for entry in partial::entries(path)? {
+        let name = entry.file_name();
+        if let Some(id) = name.to_str().and_then(|name| SnapshotId::new(name).ok())
+            && partial::is_folder(&entry)?
+        {
+            ids.push(id);
+        }
+    }
+    ids.sort();
+    Ok(ids)
 }
 
 fn describe(path: &Path) -> String {

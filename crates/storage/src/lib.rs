@@ -8,6 +8,7 @@ pub mod fuzzing;
 pub mod keys;
 mod location;
 mod ordered;
+mod place;
 mod repository;
 mod summaries;
 

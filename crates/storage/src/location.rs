@@ -1,6 +1,9 @@
 //! From a plan's `url` to an object store.
 //!
-//! Invariant: on a local disk every object is synced, with its folder, before its put returns.
+//! Invariant: on a local disk every object is synced, with its folder, before its put returns, and lies in the folder that
+//! was opened.
+
+mod anchored;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +11,8 @@ use std::sync::Arc;
 use backup_core::error::{Error, ErrorKind, Result};
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+
+use anchored::Anchored;
 
 /// Where a repository lies.
 #[derive(Debug)]
@@ -59,7 +64,9 @@ fn local(path: &Path, missing: Missing) -> Result<Location> {
     };
     let store = LocalFileSystem::new_with_prefix(&root)
         .map_err(|source| Error::new(ErrorKind::Io, format!("cannot open {}", root.display())).caused_by(source))?;
-    Ok(Location { store: Arc::new(store.with_fsync(true).with_automatic_cleanup(true)), describe })
+    let anchored = Anchored::new(store.with_fsync(true).with_automatic_cleanup(true), root.clone())
+        .map_err(|source| Error::io("cannot open the folder of the repository", &root, source))?;
+    Ok(Location { store: Arc::new(anchored), describe })
 }
 
 /// Schemes of object stores, and the prefix of the environment variables that hold their credentials and settings.

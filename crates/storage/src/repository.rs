@@ -16,15 +16,18 @@ mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod index;
+mod keyring;
 mod layout;
 mod load;
 pub(crate) mod logs;
+mod opened;
 mod pack;
 mod page_map;
 mod pages;
 mod pipeline;
 mod read;
 mod recipients;
+mod referred;
 mod snapshot;
 mod sorter;
 mod store;
@@ -32,6 +35,7 @@ mod stream;
 mod tree;
 mod write;
 
+pub(crate) use config::default_state;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -180,9 +184,11 @@ impl Sink for Repository {
     }
 
     async fn begin(&self, header: SnapshotHeader) -> Result<Arc<dyn SnapshotWriter>> {
-        self.loader.refresh().await?;
-        self.loader.forget_lost_packs().await?;
-        Ok(Arc::new(RepositoryWriter::begin(self, &header).await?))
+        self.store.confirm().await?;
+        let mut unlisted = self.loader.prepare().await?;
+        let lost = self.mend_keys().await?;
+        unlisted.retain(|pack| !lost.contains(&pack.session));
+        Ok(Arc::new(RepositoryWriter::begin(self, &header, unlisted).await?))
     }
 
     async fn snapshots(&self, filter: &SnapshotFilter) -> Result<Vec<SnapshotSummary>> {

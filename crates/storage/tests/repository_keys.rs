@@ -77,30 +77,75 @@ async fn recipients_come_and_go_without_touching_data() {
     let second = keys::generate();
     let owner = place.open(&place.reading()).await.unwrap();
     assert_eq!(owner.add_recipient(&second.recipient).await.unwrap(), 2, "the repository's key and one session's");
-    assert_eq!(owner.add_recipient(&second.recipient).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(owner.add_recipient(&second.recipient).await.unwrap(), 2, "it may be repeated");
+    let copies = || std::fs::read_dir(place.data().join("key-copies")).unwrap().count();
+    assert_eq!(copies(), 2, "what only the first could read is gone");
     let reader = place.open(&with(&second.identity)).await.unwrap();
     assert_eq!(read_stream(&reader, &id, "db").await.unwrap().len(), 100_000);
     reader.remove_recipient(&place.options.recipients[0]).await.unwrap();
     assert_eq!(place.open(&place.reading()).await.unwrap_err().kind(), ErrorKind::WrongKey);
     assert_eq!(reader.remove_recipient(&second.recipient).await.unwrap_err().kind(), ErrorKind::Usage);
-    assert_eq!(packs(), before);
+    assert_eq!((packs(), copies()), (before, 2));
     assert_eq!(reader.recipients().await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recipient_that_the_plan_does_not_name_gets_nothing_new() {
+async fn the_plan_and_the_repository_agree_who_can_read() {
     let mut place = Place::new();
-    one_snapshot(&place).await;
-    let second = keys::generate();
+    let first = one_snapshot(&place).await;
+    let (second, third) = (keys::generate(), keys::generate());
     place.open(&place.reading()).await.unwrap().add_recipient(&second.recipient).await.unwrap();
-    let writer = place.open(&Unlock::default()).await.unwrap();
-    let id = back_up(&writer, &[("db", stream_source(1000, 9))]).await.unwrap().id;
-    let reader = place.open(&with(&second.identity)).await.unwrap();
-    assert_eq!(read_stream(&reader, &id, "db").await.unwrap_err().kind(), ErrorKind::WrongKey);
-    place.options.recipients.push(keys::generate().recipient);
-    let error =
-        back_up(&place.open(&Unlock::default()).await.unwrap(), &[("db", stream_source(1000, 9))]).await.unwrap_err();
+    let attempt = async |place: &Place| {
+        back_up(&place.open(&Unlock::default()).await.unwrap(), &[("db", stream_source(1000, 9))]).await
+    };
+    let error = attempt(&place).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Plan, "{error:?}");
+    let hint = error.remedy().unwrap();
+    assert!(hint.contains("the plan") && hint.contains(&format!("key remove {}", second.recipient)), "{hint}");
+    place.options.recipients.push(third.recipient.clone());
+    let error = attempt(&place).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Plan, "a planned recipient that the repository does not know");
+    assert!(error.remedy().unwrap().contains(&format!("key add {}", third.recipient)), "{error:?}");
+    place.options.recipients.pop();
+    place.options.recipients.push(second.recipient.clone());
+    let id = attempt(&place).await.unwrap().id;
+    let reader = place.open(&with(&second.identity)).await.unwrap();
+    assert_eq!(read_stream(&reader, &id, "db").await.unwrap().len(), 1000);
+    assert_eq!(read_stream(&reader, &first, "db").await.unwrap().len(), 100_000);
+}
+
+/// Three who add a reader each, and a run that begins meanwhile: everybody reads everything afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recipients_that_are_added_at_once_all_read() {
+    let mut place = Place::new();
+    let first = one_snapshot(&place).await;
+    let added: Vec<_> = (0..3).map(|_| keys::generate()).collect();
+    let config = backup_core::plan::RepositoryConfig {
+        url: place.data().to_str().unwrap().to_owned(),
+        recipients: place.options.recipients.clone(),
+        passphrase: None,
+        encryption: EncryptionConfig::Age,
+        compression_level: 1,
+        state: place.options.state.clone(),
+    };
+    let mut changes = Vec::new();
+    for pair in &added {
+        let repository = storage::open_repository(&config, std::path::Path::new("/"), &place.reading()).await.unwrap();
+        let recipient = pair.recipient.clone();
+        changes.push(tokio::spawn(async move { repository.add_recipient(&recipient).await }));
+    }
+    for change in changes {
+        change.await.unwrap().unwrap();
+    }
+    place.options.recipients.extend(added.iter().map(|pair| pair.recipient.clone()));
+    let writer = place.open(&Unlock::default()).await.unwrap();
+    let second = back_up(&writer, &[("db", stream_source(1000, 9))]).await.unwrap().id;
+    for pair in &added {
+        let reader = place.open(&with(&pair.identity)).await.unwrap();
+        assert_eq!(read_stream(&reader, &first, "db").await.unwrap().len(), 100_000);
+        assert_eq!(read_stream(&reader, &second, "db").await.unwrap().len(), 1000);
+        assert_eq!(reader.recipients().await.unwrap().len(), 4);
+    }
 }
 
 /// Who runs the store knows the public keys. With keys of his own and a `config` to match, wrapped to the true recipients,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::{BackupWriter, record};
+use super::{BackupWriter, Midst, record};
 use crate::context::RunContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
@@ -32,7 +32,8 @@ impl Sequence {
     }
 }
 
-/// Writes one tree artifact. Dropped unsealed, it fails its source.
+/// Writes one tree artifact. Dropped unsealed, it fails its source. No call is cancel safe: once one was given up while it
+/// waited, the tree can be neither written nor sealed.
 ///
 /// Entries come in the order of their [`TreePath`]s, unless the tree was begun with [`BackupWriter::tree_in_any_order`].
 pub struct TreeWriter {
@@ -41,11 +42,12 @@ pub struct TreeWriter {
     sink: Box<dyn TreeSink>,
     entries: Arc<AtomicU64>,
     sequence: Sequence,
+    midst: Midst,
 }
 
 impl TreeWriter {
     pub(super) fn new(scope: BackupWriter, name: ArtifactName, sink: Box<dyn TreeSink>, sequence: Sequence) -> Self {
-        Self { scope, name, sink, entries: Arc::default(), sequence }
+        Self { scope, name, sink, entries: Arc::default(), sequence, midst: Midst::default() }
     }
 
     /// Adds an entry without content: anything but a regular file.
@@ -64,8 +66,13 @@ impl TreeWriter {
             }
             _ => {}
         }
-        self.advance(&entry.path)?;
-        self.sink.entry(entry).await?;
+        self.midst.enter(&self.name)?;
+        let added = match self.advance(&entry.path) {
+            Ok(()) => self.sink.entry(entry).await,
+            Err(error) => Err(error),
+        };
+        self.midst.leave();
+        added?;
         self.count();
         Ok(())
     }
@@ -75,7 +82,10 @@ impl TreeWriter {
     /// # Errors
     /// When entries are out of order, or the sink fails.
     pub async fn reuse(&mut self, entry: &TreeEntry) -> Result<bool> {
-        let reused = self.sink.reuse(entry).await?;
+        self.midst.enter(&self.name)?;
+        let reused = self.sink.reuse(entry).await;
+        self.midst.leave();
+        let reused = reused?;
         if reused {
             self.advance(&entry.path)?;
             self.count();
@@ -101,8 +111,12 @@ impl TreeWriter {
     /// When entries are out of order, or the sink fails.
     pub async fn file(&mut self, path: TreePath, hint: ChunkHint) -> Result<FileWriter> {
         self.advance(&path)?;
-        let sink = self.sink.file(path.clone(), hint).await?;
+        self.midst.enter(&self.name)?;
+        let sink = self.sink.file(path.clone(), hint).await;
+        self.midst.leave();
+        let sink = sink?;
         Ok(FileWriter {
+            midst: Midst::default(),
             cx: self.scope.cx.clone(),
             path,
             sink,
@@ -117,6 +131,7 @@ impl TreeWriter {
     /// # Errors
     /// [`ErrorKind::Incomplete`] when a file was left unfinished, or the evidence contradicts what was added.
     pub async fn seal(self, evidence: Evidence) -> Result<ArtifactRecord> {
+        self.midst.refuse(&self.name)?;
         let stored = self.sink.finish().await?;
         let entries = self.entries.load(Ordering::Acquire);
         if let Evidence::Listing { entries: expected } = evidence
@@ -155,7 +170,8 @@ impl fmt::Debug for TreeWriter {
     }
 }
 
-/// Writes the content of one file of a tree. Dropped unfinished, it fails its tree.
+/// Writes the content of one file of a tree. Dropped unfinished, it fails its tree. No call is cancel safe: after one that
+/// was given up only [`FileWriter::restart`] and [`FileWriter::abandon`] are left.
 pub struct FileWriter {
     cx: RunContext,
     path: TreePath,
@@ -163,6 +179,7 @@ pub struct FileWriter {
     bytes: u64,
     unreported: u64,
     entries: Arc<AtomicU64>,
+    midst: Midst,
 }
 
 /// Progress of a file is reported in steps of this many bytes.
@@ -175,8 +192,11 @@ impl FileWriter {
     /// When the sink fails or the run was cancelled.
     pub async fn write(&mut self, data: Bytes) -> Result<()> {
         self.cx.check_cancelled()?;
+        self.midst.enter(&self.path)?;
         self.advance(data.len() as u64);
-        self.sink.write(data).await
+        let written = self.sink.write(data).await;
+        self.midst.leave();
+        written
     }
 
     /// Appends zero bytes that need not be stored.
@@ -184,8 +204,11 @@ impl FileWriter {
     /// # Errors
     /// When the sink fails.
     pub async fn hole(&mut self, length: u64) -> Result<()> {
+        self.midst.enter(&self.path)?;
         self.advance(length);
-        self.sink.hole(length).await
+        let written = self.sink.hole(length).await;
+        self.midst.leave();
+        written
     }
 
     /// Appends the next `length` bytes as they are, at the same position of the same path, in the tree of the same name
@@ -196,7 +219,10 @@ impl FileWriter {
     /// cancelled or the sink fails.
     pub async fn keep(&mut self, length: u64) -> Result<()> {
         self.cx.check_cancelled()?;
-        self.sink.keep(length).await.map_err(|error| error.with("file", &self.path))?;
+        self.midst.enter(&self.path)?;
+        let kept = self.sink.keep(length).await;
+        self.midst.leave();
+        kept.map_err(|error| error.with("file", &self.path))?;
         self.advance(length);
         Ok(())
     }
@@ -207,7 +233,11 @@ impl FileWriter {
     /// When the sink fails.
     pub async fn restart(&mut self) -> Result<()> {
         self.bytes = 0;
-        self.sink.restart().await
+        // From here on nothing counts that was written before, whole or not.
+        self.midst.0 = true;
+        self.sink.restart().await?;
+        self.midst.leave();
+        Ok(())
     }
 
     /// Ends the file with its final attributes.
@@ -215,6 +245,7 @@ impl FileWriter {
     /// # Errors
     /// [`ErrorKind::Incomplete`] when the entry's length is not what was written.
     pub async fn finish(self, entry: TreeEntry) -> Result<()> {
+        self.midst.refuse(&self.path)?;
         if entry.path != self.path || !matches!(entry.kind, EntryKind::File { .. }) {
             return Err(Error::new(ErrorKind::Internal, format!("`{}` was finished as something else", self.path)));
         }

@@ -98,11 +98,15 @@ async fn change(session: &Session<'_>, recipient: &str, change: Change) -> Resul
         Change::Remove => ("key remove", "can no longer read", repository.remove_recipient(recipient).await?),
     };
     let path = stack.path.display();
-    session.output.summary(format!("{recipient} {can} the repository ({rewrapped} session keys wrapped anew)"));
+    session.output.summary(format!("{recipient} {can} the repository ({rewrapped} keys wrapped anew)"));
     match change {
-        Change::Add => session.output.note(format!("add it to `recipients` in {path}, so that the plan says the same")),
+        Change::Add => {
+            session.output.note(format!("add it to `recipients` in {path}: backups are refused while the two differ"));
+        }
         Change::Remove => {
-            session.output.note(format!("remove it from `recipients` in {path}, or the next backup is readable again"));
+            session
+                .output
+                .note(format!("remove it from `recipients` in {path}: backups are refused while the two differ"));
             session.output.note("whoever copied old objects and their keys before can still read those copies");
         }
     }

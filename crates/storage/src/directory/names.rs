@@ -13,6 +13,8 @@ use super::compression::Compression;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const SUMS: &str = "SHA256SUMS";
+/// By this a directory knows itself.
+pub(super) const MARKER: &str = "stackward-directory.json";
 /// Folders of runs that have not committed begin with this.
 pub(super) const PARTIAL: &str = ".partial-";
 

@@ -101,7 +101,7 @@ impl Drop for Partial {
 
 /// Renames a folder unless something is in its way. File systems without that flag never replace a folder that is
 /// not empty, and a snapshot's is not.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => std::fs::rename(from, to),
         other => other.map_err(Into::into),

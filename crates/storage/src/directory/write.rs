@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::Directory;
 use super::compression::Compression;
+use super::marker::Identity;
 use super::names::{MANIFEST, MAX_ATTEMPTS, SUMS, Sums, artifact_file};
 use super::output::{Job, Output, Written};
 use super::partial::{Partial, make_file, make_folders, remove_leftovers};
@@ -27,6 +28,7 @@ use crate::blocking;
 /// See the module.
 pub(super) struct DirectoryWriter {
     partial: Arc<Partial>,
+    identity: Arc<Identity>,
     compression: Compression,
     ledger: Ledger,
 }
@@ -69,18 +71,24 @@ impl Ledger {
 
 impl DirectoryWriter {
     pub(super) async fn begin(directory: &Directory, header: &SnapshotHeader) -> Result<Self> {
-        let (root, id) = (directory.path.clone(), header.id.clone());
+        let (opened, id) = (directory.clone(), header.id.clone());
         let partial = blocking(move || {
-            remove_leftovers(&root)?;
-            Partial::begin(&root, &id)
+            opened.identity.adopt(!opened.ids()?.is_empty())?;
+            opened.identity.confirm()?;
+            remove_leftovers(&opened.path)?;
+            Partial::begin(&opened.path, &id)
         });
-        Ok(Self { partial: Arc::new(partial.await?), compression: directory.compression, ledger: Ledger::default() })
+        let partial = Arc::new(partial.await?);
+        let (identity, compression) = (Arc::clone(&directory.identity), directory.compression);
+        Ok(Self { partial, identity, compression, ledger: Ledger::default() })
     }
 
     async fn output(&self, source: &SourceName, name: &ArtifactName, kind: ArtifactKind) -> Result<Output> {
         let (source, name, compression) = (source.clone(), name.clone(), self.compression);
-        let partial = Arc::clone(&self.partial);
+        let (partial, identity) = (Arc::clone(&self.partial), Arc::clone(&self.identity));
         let place = move || {
+            // Before folders are made: they must not be made in what stands there instead.
+            identity.confirm()?;
             let mut taken = None;
             for attempt in 0..MAX_ATTEMPTS {
                 let path = artifact_file(&source, &name, kind, compression, attempt)?;
@@ -130,14 +138,16 @@ impl SnapshotWriter for DirectoryWriter {
 
     async fn commit(&self, manifest: Manifest) -> Result<Manifest> {
         let mut sums = self.ledger.sums(&manifest)?;
-        let partial = Arc::clone(&self.partial);
+        let (partial, identity) = (Arc::clone(&self.partial), Arc::clone(&self.identity));
         blocking(move || {
+            identity.confirm()?;
             partial.keep_only(&sums.0)?;
             let bytes = manifest::render(&manifest)?;
             partial.write(MANIFEST, &bytes)?;
             sums.0.insert(MANIFEST.to_owned(), hex::encode(Sha256::digest(&bytes)));
             partial.write(SUMS, sums.render().as_bytes())?;
             partial.commit(&manifest.id)?;
+            identity.confirm()?;
             Ok(manifest)
         })
         .await

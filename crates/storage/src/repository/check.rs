@@ -15,6 +15,7 @@ use object_store::path::Path;
 
 use super::content::{ChunkId, ContentList, Extent};
 use super::crypto::SessionId;
+use super::keyring::{Condition, Keyring};
 use super::layout::{self, ObjectHash};
 use super::load::PARALLEL;
 use super::read::{ExtentWalker, ListingReader};
@@ -32,12 +33,16 @@ pub(super) async fn check(
     of: &[SnapshotId],
 ) -> Result<CheckReport> {
     repository.loader.refresh().await?;
+    repository.loader.mend().await?;
+    let keyring = Keyring::list(&repository.store).await?;
     let mut checker = Checker {
         repository,
         cx,
         report: CheckReport::default(),
+        keyring,
+        unlisted: BTreeSet::new(),
         bad: HashMap::new(),
-        lost_sessions: BTreeMap::new(),
+        lost_keys: BTreeMap::new(),
         hurts: BTreeMap::new(),
     };
     checker.check_objects(depth).await?;
@@ -65,10 +70,13 @@ struct Checker<'a> {
     repository: &'a Repository,
     cx: &'a RunContext,
     report: CheckReport,
+    keyring: Keyring,
+    /// Packs that no index object lists.
+    unlisted: BTreeSet<ObjectHash>,
     /// Packs that cannot be used: the object that is to blame, and why.
     bad: HashMap<ObjectHash, Blame>,
-    /// Sessions whose wrapped keys cannot be used.
-    lost_sessions: BTreeMap<SessionId, Blame>,
+    /// Keys of which no copy can be used.
+    lost_keys: BTreeMap<String, Blame>,
     /// What each damaged object hurts. Objects that are not packs are named by their path.
     hurts: BTreeMap<String, (String, BTreeSet<Hurt>)>,
 }
@@ -82,11 +90,12 @@ impl Checker<'_> {
                 (format!("{why}; its packs were indexed anew from their own tables"), BTreeSet::new()),
             );
         }
-        self.check_repository_key().await?;
+        self.check_keys().await?;
         let listed = self.repository.store.list(layout::PACKS).await?;
         let present: HashMap<ObjectHash, u64> =
             listed.iter().filter_map(|(path, size)| Some((layout::hash_in(path)?, *size))).collect();
-        self.check_session_keys().await?;
+        self.unlisted = self.repository.loader.unlisted().await;
+        self.check_session_keys();
         for pack in index::read(&self.repository.index).packs() {
             let problem = match present.get(&pack.hash) {
                 None => "it is missing".to_owned(),
@@ -96,10 +105,11 @@ impl Checker<'_> {
             self.bad.insert(pack.hash, Blame { object: layout::pack(&pack.hash).to_string(), problem });
         }
         self.report.objects += present.len() as u64;
-        let unknown = present.keys().filter(|hash| !index::read(&self.repository.index).knows_pack(hash)).count();
-        if unknown > 0 {
+        let unlisted = self.unlisted.len();
+        if unlisted > 0 {
             self.report.notes.push(format!(
-                "{unknown} packs belong to no finished run: left by one that died, or one that is running"
+                "{unlisted} packs are in no index object: a run died, or is running, or an index object was lost; their own \
+                 tables of contents serve, and the next backup lists them"
             ));
         }
         if depth == CheckDepth::Data {
@@ -153,7 +163,7 @@ impl Checker<'_> {
             }
             Err(error) => return Err(error),
         };
-        if let Some(blame) = self.lost_sessions.get(&object.summary.session()?).cloned() {
+        if let Some(blame) = self.lost_session(object.summary.session()?) {
             let hurt = Hurt::whole(id.clone());
             self.hurt(blame.object, blame.problem, hurt);
             return Ok(());
@@ -177,50 +187,77 @@ impl Checker<'_> {
     }
 
     /// Without a session's key object, the contents that its run stored are lost for good, whoever refers to them.
-    async fn check_session_keys(&mut self) -> Result<()> {
-        if !self.repository.is_encrypted() {
-            return Ok(());
-        }
+    fn check_session_keys(&mut self) {
         let packs: Vec<_> = index::read(&self.repository.index).packs().to_vec();
-        let sessions: BTreeSet<SessionId> = packs.iter().map(|pack| pack.session).collect();
-        for session in sessions {
-            self.cx.check_cancelled()?;
-            let path = layout::session_keys(session);
-            let Some(problem) = self.key_problem(&path).await? else { continue };
-            let blame = Blame { object: path.to_string(), problem };
-            for pack in packs.iter().filter(|pack| pack.session == session) {
-                self.bad.insert(pack.hash, blame.clone());
+        for pack in packs {
+            if let Some(blame) = self.lost_session(pack.session) {
+                self.bad.insert(pack.hash, blame);
             }
-            self.lost_sessions.insert(session, blame);
         }
-        Ok(())
     }
 
-    /// Without the repository's key object nobody but this machine can open the index.
-    async fn check_repository_key(&mut self) -> Result<()> {
+    /// Why nothing can be opened that a session sealed.
+    fn lost_session(&self, session: SessionId) -> Option<Blame> {
+        if !self.repository.is_encrypted() {
+            return None;
+        }
+        let path = layout::session_keys(session);
+        let unknown = || Blame { object: path.to_string(), problem: "it is missing".to_owned() };
+        self.lost_keys.get(path.as_ref()).cloned().or_else(|| (!self.keyring.knows(&path)).then(unknown))
+    }
+
+    /// Looks at every wrapped key and its second copy. One of the two serves; without both, what is sealed is lost.
+    async fn check_keys(&mut self) -> Result<()> {
         if !self.repository.is_encrypted() {
             return Ok(());
         }
-        let path = layout::repository_keys(&self.repository.id);
-        if let Some(problem) = self.key_problem(&path).await? {
-            self.hurts.insert(path.to_string(), (problem, BTreeSet::new()));
+        let mut expected: BTreeSet<Path> = self.keyring.paths().into_iter().cloned().collect();
+        expected.insert(layout::repository_keys(&self.repository.id));
+        let mut single = 0;
+        for path in expected {
+            self.cx.check_cancelled()?;
+            let (problem, is_lost) = match self.keyring.inspect(&self.repository.store, &path).await? {
+                Condition::Whole => (self.does_not_open(&path).await?, true),
+                Condition::Single(_) => {
+                    single += 1;
+                    (self.does_not_open(&path).await?, true)
+                }
+                Condition::Mendable { problem, .. } => {
+                    (Some(format!("{problem}; its second copy is whole, and the next backup puts it back")), false)
+                }
+                Condition::Lost { problem } => (Some(problem), true),
+            };
+            let Some(problem) = problem else { continue };
+            self.hurts.entry(path.to_string()).or_insert_with(|| (problem.clone(), BTreeSet::new()));
+            if is_lost {
+                self.lost_keys.insert(path.to_string(), Blame { object: path.to_string(), problem });
+            }
+        }
+        let copies: Vec<_> = self.keyring.copies().collect();
+        for (path, hash) in copies {
+            self.cx.check_cancelled()?;
+            let copy = self.repository.store.get(&path).await?;
+            if layout::object_hash(&copy) != hash {
+                self.hurts.insert(
+                    path.to_string(),
+                    ("its bytes are not those that were written".to_owned(), BTreeSet::new()),
+                );
+            }
+        }
+        if single > 0 {
+            self.report.notes.push(format!("{single} keys have no second copy; the next backup makes it"));
         }
         Ok(())
     }
 
-    /// What is wrong with a wrapped key. Without a private key only its presence and its form can be judged.
-    async fn key_problem(&self, path: &Path) -> Result<Option<String>> {
-        match self.repository.store.get(path).await {
-            Ok(wrapped) if !wrapped.starts_with(b"age-encryption.org/v1\n") => {
-                Ok(Some("it is not a wrapped key".to_owned()))
-            }
-            Ok(_) if !self.repository.sessions.can_read() => Ok(None),
-            Ok(wrapped) => {
-                Ok(crate::keys::unwrap(&self.repository.unlocked, &wrapped).err().map(|error| error.chain()))
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some("it is missing".to_owned())),
-            Err(error) => Err(error),
+    /// Why a private key at hand does not open a wrapped key.
+    async fn does_not_open(&self, path: &Path) -> Result<Option<String>> {
+        let is_passphrase = *path == layout::passphrase_identity(&self.repository.id);
+        if !self.repository.sessions.can_read() || is_passphrase {
+            return Ok(None);
         }
+        let wrapped = self.repository.store.get(path).await?;
+        Ok(crate::keys::unwrap(&self.repository.unlocked, &wrapped).err().map(|error| error.chain()))
     }
 
     async fn check_artifact(
@@ -306,7 +343,11 @@ impl Checker<'_> {
     }
 
     fn finish(mut self, of: &[SnapshotId]) -> CheckReport {
-        for blame in std::mem::take(&mut self.bad).into_values() {
+        for (pack, blame) in std::mem::take(&mut self.bad) {
+            // A copy that was taken during a run may have packs whose keys came later: what nobody needs is not lost.
+            if self.unlisted.contains(&pack) && !blame.object.starts_with(layout::PACKS) {
+                continue;
+            }
             self.hurts.entry(blame.object).or_insert_with(|| (blame.problem, BTreeSet::new()));
         }
         for (object, (problem, hurts)) in self.hurts {

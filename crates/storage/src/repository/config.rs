@@ -110,7 +110,26 @@ impl Config {
             .hint("compare its recipients with your plan; restore the object from another copy of the repository"))
     }
 
-    /// The recipients that a new key is wrapped to. The plan decides; a store that names others is reported.
+    /// The recipients that a new key is wrapped to, when the plan and the repository agree about them: whoever reads the
+    /// repository reads all of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Plan`] when one names a recipient that the other does not.
+    pub(super) fn agreed_recipients(&self, planned: &[String]) -> Result<Vec<String>> {
+        let recipients = self.recipients_to_write(planned)?;
+        match self.recipients.iter().find(|info| !recipients.contains(&info.recipient)) {
+            None => Ok(recipients),
+            Some(RecipientInfo { recipient, .. }) => Err(Error::new(
+                ErrorKind::Plan,
+                format!("the repository can be read by {recipient}, and the plan does not name it"),
+            )
+            .hint(format!(
+                "add it to `recipients` in the plan, or take it from the repository with `stackward key remove {recipient} --identity FILE`"
+            ))),
+        }
+    }
+
+    /// Those of the plan, and the passphrase. What others may read was wrapped to them by `key add`.
     ///
     /// # Errors
     /// [`ErrorKind::Plan`] when the plan names one that the repository does not know.
@@ -269,7 +288,7 @@ pub(super) fn writer_id(secret: &Key) -> String {
 }
 
 /// The folder for writer keys when the plan names none.
-pub(super) fn default_state() -> PathBuf {
+pub(crate) fn default_state() -> PathBuf {
     if let Some(folder) = std::env::var_os("STACKWARD_STATE") {
         return PathBuf::from(folder);
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::plan::EncryptionConfig;
 use backup_core::secret::Secret;
+use bytes::Bytes;
 use jiff::Timestamp;
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -17,8 +18,10 @@ use super::Repository;
 use super::config::{Config, FORMAT_VERSION, RecipientInfo, RepositoryKeys, WriterKey, default_state};
 use super::crypto::random;
 use super::index::Index;
+use super::keyring::{self, Condition, Keyring};
 use super::layout;
 use super::load::IndexLoader;
+use super::opened::Opened;
 use super::read::{ChunkReader, KeySource, Sessions};
 use super::store::Store;
 use crate::keys::{self, Unlock, Unlocked};
@@ -100,7 +103,7 @@ impl Repository {
         unlock: &Unlock,
     ) -> Result<Self> {
         let store = Store::new(store, describe);
-        let config = read_config(&store).await?;
+        let (config, config_object) = read_config(&store).await?;
         let state = options.state.clone().unwrap_or_else(default_state);
         let encrypted = config.encryption == EncryptionConfig::Age;
         if encrypted && options.encryption == EncryptionConfig::None {
@@ -124,6 +127,9 @@ impl Repository {
         };
         let keys = repository_keys(&store, &config, writer.as_ref(), &unlocked, &state).await?;
         config.check_mac(&keys.index_key)?;
+        let (encryption, id) = (config.encryption, config.repository_id.clone());
+        let config = Arc::new(Mutex::new(config));
+        let store = store.of(Opened::new(Arc::clone(&config), config_object, keys.index_key.clone()));
         let source = if encrypted {
             KeySource::Sealed {
                 writer_secret: writer.as_ref().map(|writer| writer.secret.clone()),
@@ -144,9 +150,9 @@ impl Repository {
             keys.id_key.clone(),
         ));
         Ok(Self {
-            encryption: config.encryption,
-            id: config.repository_id.clone(),
-            config: Arc::new(Mutex::new(config)),
+            encryption,
+            id,
+            config,
             store,
             recipients: options.recipients.clone(),
             level: options.level,
@@ -184,9 +190,9 @@ async fn check_free(store: &Store) -> Result<()> {
     if store.is_empty().await? {
         return Ok(());
     }
-    let keys = store.list(layout::KEYS).await?;
-    let others = store.list("").await?.len() - keys.len();
-    if others == 0 {
+    let keys = [layout::KEYS, layout::KEY_COPIES].map(|folder| format!("{folder}/"));
+    let is_key = |path: &Path| keys.iter().any(|folder| path.as_ref().starts_with(folder.as_str()));
+    if store.list("").await?.iter().all(|(path, _)| is_key(path)) {
         // Key objects alone: a creation that died before its `config`. Nothing was ever stored under them.
         return Ok(());
     }
@@ -230,20 +236,22 @@ async fn create_keys(store: &Store, options: &RepositoryOptions, id: &str) -> Re
             tokio::task::spawn_blocking(move || keys::wrap_with_passphrase(&phrase, secret.expose().as_bytes())).await;
         let wrapped = wrapped
             .map_err(|source| Error::new(ErrorKind::Internal, "the key derivation failed").caused_by(source))??;
-        store.create(&layout::passphrase_identity(id), wrapped.into()).await?;
+        keyring::create(store, &layout::passphrase_identity(id), wrapped.into()).await?;
         recipients.push(RecipientInfo { recipient: pair.recipient, added: now, passphrase: true });
     }
     let keys = RepositoryKeys::generate()?;
     let to: Vec<String> = recipients.iter().map(|info| info.recipient.clone()).collect();
-    store.create(&layout::repository_keys(id), keys::wrap(&to, &keys.to_bytes())?.into()).await?;
+    let wrapped = keys::wrap(&to, &keys.to_bytes())?;
+    keyring::create(store, &layout::repository_keys(id), wrapped.into()).await?;
     let state = options.state.clone().unwrap_or_else(default_state);
     WriterKey::generate(keys.clone())?.save(&state, id)?;
     Ok(CreatedKeys { keys, recipients })
 }
 
-pub(super) async fn read_config(store: &Store) -> Result<Config> {
+/// The `config` of the repository in `store`, and its object.
+async fn read_config(store: &Store) -> Result<(Config, Bytes)> {
     match store.get(&layout::config()).await {
-        Ok(bytes) => Config::parse(&bytes),
+        Ok(object) => Ok((Config::parse(&object)?, object)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let half = !store.is_empty().await.unwrap_or(true);
             let what =
@@ -263,14 +271,16 @@ pub(super) async fn read_config(store: &Store) -> Result<Config> {
 async fn unlock_all(store: &Store, id: &str, unlock: &Unlock) -> Result<Unlocked> {
     let mut unlocked = Unlocked::new(&unlock.identities)?;
     let Some(passphrase) = unlock.passphrase.clone() else { return Ok(unlocked) };
-    let wrapped = match store.get(&layout::passphrase_identity(id)).await {
-        Ok(wrapped) => wrapped,
-        Err(error) if error.kind() == ErrorKind::NotFound && !unlocked.is_empty() => return Ok(unlocked),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(Error::new(ErrorKind::WrongKey, format!("{} has no passphrase", store.describe()))
+    let path = layout::passphrase_identity(id);
+    let wrapped = match Keyring::list(store).await?.inspect(store, &path).await? {
+        Condition::Whole => store.get(&path).await?,
+        Condition::Single(wrapped) | Condition::Mendable { copy: wrapped, .. } => wrapped,
+        Condition::Lost { .. } if !unlocked.is_empty() => return Ok(unlocked),
+        Condition::Lost { problem } => {
+            return Err(Error::new(ErrorKind::WrongKey, format!("{} has no passphrase: {problem}", store.describe()))
+                .with("object", path)
                 .hint("pass the private key with `--identity FILE`"));
         }
-        Err(error) => return Err(error),
     };
     let opened = tokio::task::spawn_blocking(move || keys::unwrap_with_passphrase(&passphrase, &wrapped)).await;
     let identity =
@@ -290,8 +300,8 @@ async fn repository_keys(
 ) -> Result<RepositoryKeys> {
     if !unlocked.is_empty() {
         let path = layout::repository_keys(&config.repository_id);
-        let wrapped = store.get(&path).await?;
-        let keys = RepositoryKeys::from_bytes(&keys::unwrap(unlocked, &wrapped)?)?;
+        let open = |wrapped: &[u8]| RepositoryKeys::from_bytes(&*keys::unwrap(unlocked, wrapped)?);
+        let keys = keyring::open(store, &path, open).await?;
         // Anybody can encrypt to a public key; only this machine's writer key was never in the store.
         if writer.is_some_and(|writer| writer.keys != keys) {
             return Err(Error::new(
@@ -317,8 +327,8 @@ async fn repository_keys(
 /// Whether the store refuses to create an object twice. Stores that ignore the condition exist (docs/adr/0003).
 async fn probe(store: &Store) -> Result<bool> {
     let path = Path::from(format!("probe/{}", hex::encode(random::<8>()?)));
-    store.create(&path, "stackward".into()).await?;
-    let honoured = match store.create(&path, "stackward".into()).await {
+    store.try_create(&path, "stackward".into()).await?;
+    let honoured = match store.try_create(&path, "stackward".into()).await {
         Ok(()) => false,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => true,
         Err(error) => return Err(error),

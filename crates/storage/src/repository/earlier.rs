@@ -15,6 +15,7 @@ use super::content::ContentList;
 use super::entry::read_entry;
 use super::page_map::{HEADER_BYTES, PageKey, PageMap, read_map};
 use super::read::{ChunkReader, ListingReader, MapReader, RecordIndex};
+use super::referred::Referred;
 pub(super) use content::{EarlierContent, EarlierPages, ExtentCursor};
 
 /// A file of an earlier snapshot.
@@ -54,22 +55,35 @@ impl EarlierMaps {
 /// See the module.
 pub(super) struct EarlierTree {
     chunks: Arc<ChunkReader>,
+    referred: Arc<Referred>,
     listing: Found<ListingReader, (TreeEntry, ContentList)>,
     maps: Found<MapReader, (TreePath, PageMap)>,
 }
 
 impl EarlierTree {
     /// A tree that is asked for ascending paths.
-    pub(super) fn along(chunks: &Arc<ChunkReader>, listing: ContentList, maps: Option<EarlierMaps>) -> Self {
+    pub(super) fn along(
+        chunks: &Arc<ChunkReader>,
+        referred: &Arc<Referred>,
+        listing: ContentList,
+        maps: Option<EarlierMaps>,
+    ) -> Self {
         let listing = Found::Along(Box::new(ListingReader::new(chunks, listing)), None);
         let along = |maps: EarlierMaps| Found::Along(Box::new(maps.reader), None);
-        Self { chunks: Arc::clone(chunks), listing, maps: maps.map_or(Found::Lost, along) }
+        let (chunks, referred) = (Arc::clone(chunks), Arc::clone(referred));
+        Self { chunks, referred, listing, maps: maps.map_or(Found::Lost, along) }
     }
 
     /// A tree that is asked for paths in any order.
-    pub(super) fn indexed(chunks: &Arc<ChunkReader>, listing: ContentList, maps: Option<EarlierMaps>) -> Self {
+    pub(super) fn indexed(
+        chunks: &Arc<ChunkReader>,
+        referred: &Arc<Referred>,
+        listing: ContentList,
+        maps: Option<EarlierMaps>,
+    ) -> Self {
         let maps = maps.map_or(Found::Lost, |maps| Found::Unread(maps.content, HEADER_BYTES));
-        Self { chunks: Arc::clone(chunks), listing: Found::Unread(listing, 0), maps }
+        let (chunks, referred) = (Arc::clone(chunks), Arc::clone(referred));
+        Self { chunks, referred, listing: Found::Unread(listing, 0), maps }
     }
 
     /// The regular file at `path`, whole or not.
@@ -129,6 +143,7 @@ impl EarlierTree {
     pub(super) fn start(&self, file: EarlierFile) -> EarlierContent {
         EarlierContent {
             chunks: Arc::clone(&self.chunks),
+            referred: Arc::clone(&self.referred),
             length: file.entry.size(),
             content: file.content,
             map: file.map,

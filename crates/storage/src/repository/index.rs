@@ -104,6 +104,7 @@ impl Index {
         self.get(id).into_iter().chain(self.others.get(id).into_iter().flatten().copied())
     }
 
+    #[cfg(test)]
     pub(super) fn contains(&self, id: &ChunkId) -> bool {
         self.chunks.contains_key(id)
     }
@@ -120,14 +121,17 @@ impl Index {
         self.known.contains(hash)
     }
 
-    /// Forgets the chunks of packs that are not there any more with their full size, so that a run stores them again.
-    pub(super) fn forget_missing(&mut self, present: &HashMap<ObjectHash, u64>) {
+    /// Forgets the chunks of packs that cannot be relied on, so that a run stores them again.
+    pub(super) fn forget(&mut self, is_lost: impl Fn(&PackHead) -> bool) {
         let packs = &self.packs;
-        let whole = |pack: &PackHead| present.get(&pack.hash) == Some(&pack.size);
-        if packs.iter().all(whole) {
+        if !packs.iter().any(&is_lost) {
             return;
         }
-        let usable: Vec<bool> = packs.iter().map(whole).collect();
+        for pack in packs.iter().filter(|pack| is_lost(pack)) {
+            // It may come back, or be stored anew.
+            self.known.remove(&pack.hash);
+        }
+        let usable: Vec<bool> = packs.iter().map(|pack| !is_lost(pack)).collect();
         let is_usable = |location: &Location| usable[location.pack as usize];
         for places in self.others.values_mut() {
             places.retain(is_usable);
@@ -273,10 +277,10 @@ mod tests {
         }
         let packs = |index: &Index| index.places(&ChunkId([99; 32])).map(|place| place.pack).collect::<Vec<_>>();
         assert_eq!(packs(&index), [0, 1, 2]);
-        index.forget_missing(&HashMap::from([([3; 32], 200), ([2; 32], 199)]));
-        assert_eq!(packs(&index), [2], "one is missing, one is cut");
+        index.forget(|pack| pack.hash != [3; 32]);
+        assert_eq!(packs(&index), [2], "two are lost");
         assert!(!index.contains(&ChunkId([1; 32])) && index.contains(&ChunkId([3; 32])));
-        index.forget_missing(&HashMap::new());
+        index.forget(|_| true);
         assert!(packs(&index).is_empty());
     }
 

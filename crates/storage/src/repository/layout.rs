@@ -8,6 +8,7 @@ use super::crypto::SessionId;
 
 pub(super) const CONFIG: &str = "config";
 pub(super) const KEYS: &str = "keys";
+pub(super) const KEY_COPIES: &str = "key-copies";
 pub(super) const PACKS: &str = "packs";
 pub(super) const INDEX: &str = "index";
 pub(super) const SNAPSHOTS: &str = "snapshots";
@@ -31,6 +32,23 @@ pub(super) fn session_keys(session: SessionId) -> Path {
 
 pub(super) fn log_key(key: &str) -> Path {
     Path::from(format!("{KEYS}/log-{key}.age"))
+}
+
+/// The end of the names of key objects.
+const WRAPPED: &str = ".age";
+
+/// The second copy of the key object at `key` whose bytes have this hash.
+pub(super) fn key_copy(key: &Path, hash: &ObjectHash) -> Path {
+    let name = key.filename().unwrap_or_default();
+    Path::from(format!("{KEY_COPIES}/{}.{}{WRAPPED}", name.trim_end_matches(WRAPPED), hex::encode(hash)))
+}
+
+/// The key object that a second copy is of, and the hash in its name.
+pub(super) fn key_of_copy(copy: &Path) -> Option<(Path, ObjectHash)> {
+    let (name, hash) = copy.filename()?.strip_suffix(WRAPPED)?.rsplit_once('.')?;
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(hash, &mut bytes).ok()?;
+    Some((Path::from(format!("{KEYS}/{name}{WRAPPED}")), bytes))
 }
 
 pub(super) fn source_log(source: &SourceName) -> String {

@@ -23,7 +23,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use tokio::sync::Mutex;
 
-use super::{Repository, layout, read};
+use super::{Repository, keyring, layout, read};
 use crate::keys;
 use key::{LogIdentity, LogRecipient};
 use segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
@@ -55,19 +55,24 @@ impl Repository {
         if let Some(recipient) = &*writing {
             return Ok(recipient.clone());
         }
-        let recipients = self.recipients_to_write().await?;
+        let recipients = self.config.lock().await.recipients_to_write(&self.recipients)?;
         let known = key::load(&self.state, &self.id, &recipients)?;
-        let found = if let Some(found) = known { found } else { self.new_log_recipient(&recipients).await? };
+        let known = match known {
+            // What is sealed to a pair whose private half was lost is lost.
+            Some(known) if self.mend_key(&layout::log_key(known.id())).await?.is_none() => Some(known),
+            _ => None,
+        };
+        let found = if let Some(found) = known { found } else { self.new_log_recipient().await? };
         *writing = Some(found.clone());
         Ok(found)
     }
 
-    async fn new_log_recipient(&self, recipients: &[String]) -> Result<LogRecipient> {
+    async fn new_log_recipient(&self) -> Result<LogRecipient> {
         let (recipient, identity) = key::pair()?;
-        let wrapped = keys::wrap(recipients, &identity.to_bytes(&self.index_key))?;
-        // In the store first: what is sealed to a pair whose private half was lost is lost.
-        self.store.create(&layout::log_key(recipient.id()), wrapped.into()).await?;
-        key::save(&self.state, &self.id, recipients, &recipient)?;
+        let path = layout::log_key(recipient.id());
+        // In the store first, then in this machine's state.
+        let recipients = self.wrap_new(&path, &identity.to_bytes(&self.index_key)).await?;
+        key::save(&self.state, &self.id, &recipients, &recipient)?;
         Ok(recipient)
     }
 
@@ -84,10 +89,8 @@ impl Repository {
         if let Some(identity) = opened.get(id) {
             return Ok(Some(identity.clone()));
         }
-        let path = layout::log_key(id);
-        let in_object = |error: Error| error.with("object", &path);
-        let plain = keys::unwrap(&self.unlocked, &self.store.get(&path).await?).map_err(in_object)?;
-        let identity = LogIdentity::from_bytes(&plain, &self.index_key).map_err(in_object)?;
+        let open = |wrapped: &[u8]| LogIdentity::from_bytes(&keys::unwrap(&self.unlocked, wrapped)?, &self.index_key);
+        let identity = keyring::open(&self.store, &layout::log_key(id), open).await?;
         opened.insert(id.to_owned(), identity.clone());
         Ok(Some(identity))
     }

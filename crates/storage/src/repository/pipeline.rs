@@ -1,7 +1,8 @@
 //! The pipeline of one run: new chunks are compressed, sealed and packed on all cores, packs are written as they fill.
 //!
-//! Invariants: a chunk is claimed once, by whoever meets it first; queued bytes are bounded; the first failure stops
-//! everything, and [`Pipeline::flush`] reports it, so that a snapshot can only be committed over durable packs.
+//! Invariants: a chunk is claimed once, by whoever meets it first and has room for it, and is queued in the same step: a
+//! write that is given up while it waits has claimed nothing. Queued bytes are bounded; the first failure stops everything,
+//! and [`Pipeline::flush`] reports it, so that a snapshot can only be committed over durable packs.
 
 use std::fmt;
 use std::io;
@@ -18,6 +19,7 @@ use super::crypto::{FRAME_PREFIX, FrameSealer, Key, SessionId, SessionKeys};
 use super::index::{self, IdSet, SharedIndex};
 use super::layout;
 use super::pack::{Class, PackBuilder, PackInfo};
+use super::referred::Referred;
 use super::store::Store;
 
 /// Chunks that wait for a worker hold at most this much memory.
@@ -71,6 +73,13 @@ struct Job {
     _permit: OwnedSemaphorePermit,
 }
 
+impl Job {
+    fn new(id: ChunkId, class: Class, data: Bytes, tally: &Arc<Tally>, permit: OwnedSemaphorePermit) -> Self {
+        tally.begin();
+        Self { id, class, data, tally: Arc::clone(tally), _permit: permit }
+    }
+}
+
 /// What the workers, the uploads and the writers share.
 struct Shared {
     store: Store,
@@ -86,6 +95,8 @@ struct Shared {
     unlisted: tokio::sync::Mutex<Vec<PackInfo>>,
     /// Packs that this run wrote: hash and size.
     written: Mutex<Vec<(layout::ObjectHash, u64)>>,
+    /// How many chunks are in them.
+    stored: AtomicUsize,
     failure: OnceLock<(ErrorKind, String, Option<String>)>,
 }
 
@@ -94,8 +105,9 @@ pub(super) struct Pipeline {
     shared: Arc<Shared>,
     jobs: Mutex<Option<mpsc::UnboundedSender<Job>>>,
     budget: Arc<Semaphore>,
+    /// Chunks that this run queued.
     claimed: Mutex<IdSet>,
-    index: SharedIndex,
+    referred: Arc<Referred>,
     workers: Mutex<Vec<std::thread::JoinHandle<()>>>,
     id_key: Key,
     meta_id_key: Key,
@@ -110,6 +122,8 @@ pub(super) struct PipelineSetup {
     pub(super) session: SessionId,
     pub(super) keys: SessionKeys,
     pub(super) level: i32,
+    /// Packs that are durable and in no index object: the next one lists them, too.
+    pub(super) unlisted: Vec<PackInfo>,
 }
 
 impl Pipeline {
@@ -127,8 +141,9 @@ impl Pipeline {
             runtime: Handle::current(),
             building: [Class::Content, Class::Meta].map(|class| Mutex::new(PackBuilder::new(setup.session, class))),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
-            unlisted: tokio::sync::Mutex::default(),
+            unlisted: tokio::sync::Mutex::new(setup.unlisted),
             written: Mutex::default(),
+            stored: AtomicUsize::new(0),
             failure: OnceLock::new(),
         });
         let (sender, receiver) = mpsc::unbounded_channel::<Job>();
@@ -146,7 +161,7 @@ impl Pipeline {
             jobs: Mutex::new(Some(sender)),
             budget: Arc::new(Semaphore::new(QUEUE_BYTES / PERMIT_BYTES)),
             claimed: Mutex::default(),
-            index: setup.index,
+            referred: Arc::new(Referred::new(setup.index)),
             workers: Mutex::new(workers),
             id_key: setup.id_key,
             meta_id_key: setup.keys.meta_id,
@@ -160,18 +175,35 @@ impl Pipeline {
             Class::Meta => &self.meta_id_key,
         };
         let id = ChunkId::of(key, &data);
-        if index::read(&self.index).contains(&id) || !lock(&self.claimed).insert(id) {
+        if self.is_known(&id) {
             return Ok(id);
         }
         self.shared.check()?;
         let permits = data.len().div_ceil(PERMIT_BYTES).max(1) as u32;
         let budget = Arc::clone(&self.budget).acquire_many_owned(permits).await;
         let permit = budget.map_err(|_| self.shared.stopped())?;
-        let jobs = lock(&self.jobs).clone().ok_or_else(|| self.shared.stopped())?;
-        tally.begin();
-        let job = Job { id, class, data, tally: Arc::clone(tally), _permit: permit };
-        jobs.send(job).map_err(|_| self.shared.stopped())?;
+        // Nothing waits from here on. Whoever claims a chunk also queues it, or others would rely on what nobody stores.
+        let jobs = lock(&self.jobs);
+        let queue = jobs.as_ref().ok_or_else(|| self.shared.stopped())?;
+        let mut claimed = lock(&self.claimed);
+        if claimed.contains(&id) {
+            return Ok(id);
+        }
+        let job = Job::new(id, class, data, tally, permit);
+        queue.send(job).map_err(|_| self.shared.stopped())?;
+        claimed.insert(id);
         Ok(id)
+    }
+
+    /// Whether the repository has a chunk, or this run has queued it. What is referred to is remembered, to be looked up
+    /// once more before the snapshot is committed.
+    fn is_known(&self, id: &ChunkId) -> bool {
+        self.referred.find(id).is_some() || lock(&self.claimed).contains(id)
+    }
+
+    /// What this run refers to that was stored before it.
+    pub(super) fn referred(&self) -> &Arc<Referred> {
+        &self.referred
     }
 
     /// Ends the run's writing: every pack and every index object is durable when this returns.
@@ -201,7 +233,19 @@ impl Pipeline {
             unlisted.clear();
         }
         drop(unlisted);
-        self.read_back().await
+        self.check_claims()?;
+        self.read_back().await?;
+        self.referred.look_up(&self.shared.store).await
+    }
+
+    /// Every chunk that somebody was told is stored is in a pack of this run: each is queued once, so counting tells.
+    fn check_claims(&self) -> Result<()> {
+        let (claimed, stored) = (lock(&self.claimed).len(), self.shared.stored.load(Ordering::Acquire));
+        if claimed == stored {
+            return Ok(());
+        }
+        let message = format!("{stored} chunks were stored where {claimed} are referred to; nothing was committed");
+        Err(Error::new(ErrorKind::Internal, message))
     }
 
     async fn upload_permit(&self) -> Result<OwnedSemaphorePermit> {
@@ -273,6 +317,7 @@ impl Shared {
         let (info, bytes) = builder.finish(&self.index_key)?;
         self.store.create_hashed(&layout::pack(&info.hash), bytes).await?;
         lock(&self.written).push((info.hash, info.size));
+        self.stored.fetch_add(info.entries.len(), Ordering::AcqRel);
         let mut unlisted = self.unlisted.lock().await;
         unlisted.push(info);
         if unlisted.len() >= PACKS_PER_INDEX {
@@ -360,4 +405,44 @@ fn fill_frame(compressor: &mut zstd::bulk::Compressor<'_>, frame: &mut Vec<u8>, 
     frame.truncate(FRAME_PREFIX);
     frame.extend_from_slice(data);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use object_store::memory::InMemory;
+
+    use super::super::crypto::random_key;
+    use super::super::index::Index;
+    use super::super::load::IndexLoader;
+    use super::*;
+
+    /// A source that gives up while it waits for room leaves the chunk to others that have it, too.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_write_that_is_given_up_claims_nothing() {
+        let store = Store::new(Arc::new(InMemory::new()), "a test");
+        let (index_key, session) = (random_key().unwrap(), SessionId([1; 16]));
+        let setup = PipelineSetup {
+            store: store.clone(),
+            index: SharedIndex::default(),
+            index_key: index_key.clone(),
+            id_key: random_key().unwrap(),
+            session,
+            keys: SessionKeys::generate(&random_key().unwrap(), session).unwrap(),
+            level: 1,
+            unlisted: Vec::new(),
+        };
+        let pipeline = Pipeline::start(setup).unwrap();
+        let (data, tally) = (Bytes::from(vec![7; 100_000]), Arc::<Tally>::default());
+        let full = Arc::clone(&pipeline.budget).acquire_many_owned((QUEUE_BYTES / PERMIT_BYTES) as u32).await.unwrap();
+        let mut waiting = Box::pin(pipeline.store(Class::Content, data.clone(), &tally));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop((waiting, full));
+        let id = pipeline.store(Class::Content, data, &tally).await.unwrap();
+        pipeline.flush().await.unwrap();
+        let index = Arc::new(RwLock::new(Index::default()));
+        IndexLoader::new(store, Arc::clone(&index), index_key).refresh().await.unwrap();
+        assert!(index::read(&index).contains(&id), "it was named and not stored");
+    }
 }

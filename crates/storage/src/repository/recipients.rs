@@ -1,18 +1,27 @@
 //! Who can read a repository: adding and removing recipients re-wraps keys, never data.
 //!
-//! Invariant: a key object is replaced by one put, so a crash leaves each of them wrapped for the old or for the new
-//! recipients; `config` changes last when adding and first when removing, and the operation can be repeated.
+//! Invariants: `config` changes first, on the condition that nobody else changed it, and then every key is wrapped to whom it
+//! names, on the same condition, until both agree: whatever several do at once, the last to end leaves the keys to all
+//! recipients. A key object is replaced by one put; a change that died is ended by repeating it.
+
+use std::collections::BTreeSet;
 
 use backup_core::error::{Error, ErrorKind, Result};
+use bytes::Bytes;
 use jiff::Timestamp;
+use object_store::path::Path;
+use zeroize::Zeroizing;
 
 use super::config::{Config, RecipientInfo};
-use super::create::read_config;
-use super::crypto::SessionKeys;
-use super::layout;
+use super::crypto::{SessionId, SessionKeys};
+use super::keyring::{self, Keyring};
 use super::logs::key::LogIdentity;
-use super::{Repository, read};
+use super::store::{Updated, Versioned};
+use super::{Repository, index, layout, read};
 use crate::keys;
+
+/// So often a change is made anew because others changed the same.
+const ATTEMPTS: u32 = 100;
 
 impl Repository {
     /// Who can read the repository.
@@ -20,21 +29,22 @@ impl Repository {
         Ok(self.config.lock().await.recipients.clone())
     }
 
-    /// Lets `recipient` read everything, earlier snapshots too. Returns the number of keys that were wrapped again.
+    /// Lets `recipient` read everything, earlier snapshots too. Returns the number of keys that were wrapped again. Where it
+    /// is a recipient already every key is wrapped again all the same: that ends a change that died.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongKey`] without a private key; [`ErrorKind::AlreadyExists`] when it can read already.
+    /// [`ErrorKind::WrongKey`] without a private key.
     pub async fn add_recipient(&self, recipient: &str) -> Result<u64> {
         keys::check_recipient(recipient)?;
-        let mut config = self.fresh_config().await?;
-        if config.recipients.iter().any(|info| info.recipient == recipient) {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("{recipient} can read this repository already")));
-        }
-        let info = RecipientInfo { recipient: recipient.to_owned(), added: Timestamp::now(), passphrase: false };
-        config.recipients.push(info);
-        let wrapped = self.wrap_all(&config.recipient_keys()).await?;
-        self.write_config(config).await?;
-        Ok(wrapped)
+        self.change_config(|config| {
+            if config.recipients.iter().all(|info| info.recipient != recipient) {
+                let recipient = recipient.to_owned();
+                config.recipients.push(RecipientInfo { recipient, added: Timestamp::now(), passphrase: false });
+            }
+            Ok(())
+        })
+        .await?;
+        self.wrap_all().await
     }
 
     /// Takes the right to read from `recipient`, for keys that it has not copied: data that it could read once, it may
@@ -43,72 +53,186 @@ impl Repository {
     /// # Errors
     /// [`ErrorKind::NotFound`] when it is no recipient; [`ErrorKind::Usage`] for the last one.
     pub async fn remove_recipient(&self, recipient: &str) -> Result<u64> {
-        let mut config = self.fresh_config().await?;
-        let before = config.recipients.len();
-        config.recipients.retain(|info| info.recipient != recipient);
-        if config.recipients.len() == before {
-            return Err(Error::new(ErrorKind::NotFound, format!("{recipient} is not a recipient of this repository"))
-                .hint("`stackward key list` shows them"));
-        }
-        if config.recipients.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "this is the last recipient: nobody could read the repository any more",
-            )
-            .hint("add another one first"));
-        }
-        let remaining = config.recipient_keys();
-        self.write_config(config).await?;
-        self.wrap_all(&remaining).await
+        self.change_config(|config| {
+            let before = config.recipients.len();
+            config.recipients.retain(|info| info.recipient != recipient);
+            if config.recipients.len() == before {
+                let message = format!("{recipient} is not a recipient of this repository");
+                return Err(Error::new(ErrorKind::NotFound, message).hint("`stackward key list` shows them"));
+            }
+            if config.recipients.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    "this is the last recipient: nobody could read the repository any more",
+                )
+                .hint("add another one first"));
+            }
+            Ok(())
+        })
+        .await?;
+        self.wrap_all().await
     }
 
-    /// See [`Config::recipients_to_write`].
-    pub(super) async fn recipients_to_write(&self) -> Result<Vec<String>> {
-        self.config.lock().await.recipients_to_write(&self.recipients)
+    /// Wraps a new key to the recipients, and makes its object. Returns the recipients.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Plan`] when the plan and the repository do not agree who they are; [`ErrorKind::Busy`] when they were
+    /// changed at the same moment.
+    pub(super) async fn wrap_new(&self, path: &Path, plain: &[u8]) -> Result<Vec<String>> {
+        self.store.confirm().await?;
+        let agreed = async || self.config.lock().await.agreed_recipients(&self.recipients);
+        let recipients = agreed().await?;
+        keyring::create(&self.store, path, keys::wrap(&recipients, plain)?.into()).await?;
+        // Whoever changes recipients changes `config` first and then wraps the keys that are there: this one is among them,
+        // or `config` tells.
+        self.store.confirm().await?;
+        if agreed().await? == recipients {
+            return Ok(recipients);
+        }
+        Err(Error::new(ErrorKind::Busy, "the recipients of the repository were changed at this moment")
+            .hint("run the command again")
+            .retry_later())
     }
 
-    async fn fresh_config(&self) -> Result<Config> {
+    /// Makes a key whole from its copy, or its copy from it. Returns the problem of one that is lost.
+    pub(super) async fn mend_key(&self, path: &Path) -> Result<Option<String>> {
+        Keyring::list(&self.store).await?.mend(&self.store, path).await
+    }
+
+    /// Before a run relies on keys: each is there and whole, from its second copy if need be. Content whose keys are lost
+    /// is forgotten, so that the run stores it again. Returns the sessions that are lost.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoRepository`] when the keys are gone altogether.
+    pub(super) async fn mend_keys(&self) -> Result<BTreeSet<SessionId>> {
+        if !self.is_encrypted() {
+            return Ok(BTreeSet::new());
+        }
+        let keyring = Keyring::list(&self.store).await?;
+        if keyring.is_empty() {
+            let message =
+                format!("there is only part of a repository (all its keys are missing) at {}", self.store.describe());
+            return Err(Error::new(ErrorKind::NoRepository, message)
+                .with("objects", layout::KEYS)
+                .hint("restore `keys/` from a copy of the repository, or from `key-copies/` beside it (docs/format.md, section 2); what was saved cannot be read without"));
+        }
+        let path = layout::repository_keys(&self.id);
+        if keyring.mend(&self.store, &path).await?.is_some() {
+            // This machine has the keys themselves.
+            let keys = &self.writer()?.keys;
+            let recipients = self.config.lock().await.agreed_recipients(&self.recipients)?;
+            let wrapped = Bytes::from(keys::wrap(&recipients, &keys.to_bytes())?);
+            keyring::replace(&self.store, &path, None, wrapped).await?;
+        }
+        let sessions = index::read(&self.index).packs().iter().map(|pack| pack.session).collect::<BTreeSet<_>>();
+        let lost = keyring.mend_all(&self.store, sessions).await?;
+        index::write(&self.index).forget(|pack| lost.contains(&pack.session));
+        Ok(lost)
+    }
+
+    /// Changes `config`, on the condition that nobody else changes it at the same time; then once more.
+    async fn change_config(&self, change: impl Fn(&mut Config) -> Result<()>) -> Result<()> {
         if !self.is_encrypted() {
             return Err(Error::new(ErrorKind::Usage, "this repository is not encrypted: everybody can read it"));
         }
         if !self.sessions.can_read() {
             return Err(read::needs_identity());
         }
-        let config = read_config(&self.store).await?;
-        config.check_mac(&self.index_key)?;
-        Ok(config)
+        // Before anything is changed: what does not open cannot be wrapped.
+        self.open_keys(&Keyring::list(&self.store).await?).await?;
+        for _ in 0..ATTEMPTS {
+            self.store.confirm().await?;
+            let before = self.store.get_versioned(&layout::config()).await?;
+            let mut config = Config::parse(&before.content)?;
+            config.check_mac(&self.index_key)?;
+            let old = config.recipient_keys();
+            change(&mut config)?;
+            config.authenticate(&self.index_key);
+            let unchanged = config.recipient_keys() == old;
+            if unchanged || self.store.update(&layout::config(), &before, config.render()?).await? == Updated::Done {
+                return self.store.confirm().await;
+            }
+        }
+        Err(too_busy())
     }
 
-    async fn write_config(&self, mut config: Config) -> Result<()> {
-        config.authenticate(&self.index_key);
-        self.store.replace(&layout::config(), config.render()?).await?;
-        *self.config.lock().await = config;
-        Ok(())
+    /// Wraps every key to the recipients of `config`, as often as others change those meanwhile.
+    async fn wrap_all(&self) -> Result<u64> {
+        for _ in 0..ATTEMPTS {
+            self.store.confirm().await?;
+            let recipients = self.config.lock().await.recipient_keys();
+            let Some(wrapped) = self.wrap_to(&recipients).await? else { continue };
+            self.store.confirm().await?;
+            if self.config.lock().await.recipient_keys() == recipients {
+                return Ok(wrapped);
+            }
+        }
+        Err(too_busy())
     }
 
-    /// Wraps every key again. Nothing is replaced before all of them were opened and found to belong to this repository.
-    async fn wrap_all(&self, recipients: &[String]) -> Result<u64> {
+    /// Opens every key that is wrapped to the recipients.
+    ///
+    /// # Errors
+    /// When one does not open, or does not belong to this repository.
+    async fn open_keys(&self, keyring: &Keyring) -> Result<Vec<OpenedKey>> {
         let mut opened = Vec::new();
-        for (path, _) in self.store.list(layout::KEYS).await? {
+        for path in keyring.paths() {
             let named = |start: &str| path.filename().is_some_and(|name| name.starts_with(start));
             let (session, log) = (named("session-"), named("log-"));
             // Others: the identity under the passphrase, and what a creation that died left.
-            if !session && !log && path != layout::repository_keys(&self.id) {
+            if !session && !log && *path != layout::repository_keys(&self.id) {
                 continue;
             }
-            let in_object = |error: Error| error.with("object", &path);
-            let plain = keys::unwrap(&self.unlocked, &self.store.get(&path).await?).map_err(in_object)?;
-            if session {
-                SessionKeys::from_bytes(&plain, &self.index_key).map_err(in_object)?;
-            }
-            if log {
-                LogIdentity::from_bytes(&plain, &self.index_key).map_err(in_object)?;
-            }
-            opened.push((path, plain));
+            let open = |wrapped: &[u8]| {
+                let plain = keys::unwrap(&self.unlocked, wrapped)?;
+                if session {
+                    SessionKeys::from_bytes(&plain, &self.index_key)?;
+                }
+                if log {
+                    LogIdentity::from_bytes(&plain, &self.index_key)?;
+                }
+                Ok(plain)
+            };
+            let from = match self.store.get_versioned(path).await {
+                Ok(from) => Some(from),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            let plain = match from.as_ref().map(|from| open(&from.content)) {
+                Some(Ok(plain)) => plain,
+                _ => keyring::open(&self.store, path, open).await?,
+            };
+            opened.push(OpenedKey { path: path.clone(), from, plain });
         }
-        for (path, plain) in &opened {
-            self.store.replace(path, keys::wrap(recipients, plain)?.into()).await?;
-        }
-        Ok(opened.len() as u64)
+        Ok(opened)
     }
+
+    /// Wraps every key again; `None` when somebody else replaced one meanwhile. Nothing is replaced before all of them were
+    /// opened.
+    async fn wrap_to(&self, recipients: &[String]) -> Result<Option<u64>> {
+        let keyring = Keyring::list(&self.store).await?;
+        let opened = self.open_keys(&keyring).await?;
+        for OpenedKey { path, from, plain } in &opened {
+            let wrapped = Bytes::from(keys::wrap(recipients, plain)?);
+            if keyring::replace(&self.store, path, from.as_ref(), wrapped.clone()).await? == Updated::Changed {
+                keyring::delete_copy(&self.store, path, &layout::object_hash(&wrapped)).await?;
+                return Ok(None);
+            }
+            keyring.delete_copies(&self.store, path, &wrapped).await?;
+        }
+        Ok(Some(opened.len() as u64))
+    }
+}
+
+/// A key that will be wrapped again, and the object it was read from.
+struct OpenedKey {
+    path: Path,
+    from: Option<Versioned>,
+    plain: Zeroizing<Vec<u8>>,
+}
+
+fn too_busy() -> Error {
+    Error::new(ErrorKind::Busy, "others change the recipients of the repository all the time")
+        .hint("run the command again when they are done; it wraps what is left")
+        .retry_later()
 }

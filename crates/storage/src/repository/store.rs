@@ -1,6 +1,7 @@
 //! The boundary to the object store: the few operations that the repository needs, with errors that an operator understands.
 //!
-//! Invariant: objects are created, never changed, except those that adding or removing a recipient re-wraps.
+//! Invariants: objects are created, never changed, except those that adding or removing a recipient re-wraps; nothing is
+//! written unless the repository that was opened still stands there.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,48 +11,149 @@ use backup_core::error::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult, UpdateVersion,
+};
+
+use super::layout;
+use super::opened::Opened;
+use crate::place::{self, Moved};
+
+/// So often a name that is said to be taken, and under which nothing is found, is tried.
+const CREATE_ATTEMPTS: u32 = 5;
 
 /// An object store and how it is called in messages.
 #[derive(Clone)]
 pub(super) struct Store {
     inner: Arc<dyn ObjectStore>,
     describe: String,
+    opened: Option<Arc<Opened>>,
+}
+
+/// An object and the version of it that was read, for [`Store::update`].
+#[derive(Debug, Clone)]
+pub(super) struct Versioned {
+    pub(super) content: Bytes,
+    version: UpdateVersion,
 }
 
 impl Store {
     pub(super) fn new(inner: Arc<dyn ObjectStore>, describe: impl Into<String>) -> Self {
-        Self { inner, describe: describe.into() }
+        Self { inner, describe: describe.into(), opened: None }
+    }
+
+    /// The store of an open repository: it is written to as long as that one stands there.
+    pub(super) fn of(mut self, opened: Opened) -> Self {
+        self.opened = Some(Arc::new(opened));
+        self
+    }
+
+    /// Looks whether the repository that was opened still stands there, and what its `config` says now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoRepository`] when it does not.
+    pub(super) async fn confirm(&self) -> Result<()> {
+        let Some(opened) = &self.opened else { return Ok(()) };
+        match self.get(&layout::config()).await {
+            Ok(config) => opened.confirm(config, &self.describe).await,
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(place::another(&self.describe)),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn describe(&self) -> &str {
         &self.describe
     }
 
-    /// Creates an object; fails with [`ErrorKind::AlreadyExists`] when there is one of this name.
+    /// Creates an object; fails with [`ErrorKind::AlreadyExists`] when there is one of this name with another content.
     pub(super) async fn create(&self, path: &Path, content: Bytes) -> Result<()> {
         self.create_parts(path, [content]).await
     }
 
     /// As [`Store::create`], of the parts one after another.
+    ///
+    /// A store may say that a name is taken when it is not: because another request for it was under way (S3's 409), or
+    /// because it was our own, whose answer was lost. So what lies there is read and compared.
     pub(super) async fn create_parts(&self, path: &Path, parts: impl IntoIterator<Item = Bytes>) -> Result<()> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.inner.put_opts(path, parts.into_iter().collect(), options).await;
-        put.map(|_| ()).map_err(|error| self.error("write", path, error))
+        let payload: PutPayload = parts.into_iter().collect();
+        self.confirm().await?;
+        for _ in 0..CREATE_ATTEMPTS {
+            let taken = match self.put(path, payload.clone(), PutMode::Create).await {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => error,
+                result => return result.map(drop),
+            };
+            match self.get(path).await {
+                Ok(found) if is_content(&payload, &found) => return Ok(()),
+                Ok(_) => return Err(taken),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let message = format!(
+            "the object `{path}` cannot be made in {}: the store calls it taken, and does not have it",
+            self.describe
+        );
+        Err(Error::new(ErrorKind::Unreachable, message).retry_later())
     }
 
-    /// Creates an object whose name is the hash of its content: if it is there already, it is the same.
+    /// Creates an object whose name is the hash of its content. What lies there already is the same, or it is damaged: then
+    /// it is replaced by what was meant to lie there.
     pub(super) async fn create_hashed(&self, path: &Path, content: Bytes) -> Result<()> {
-        match self.create(path, content).await {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        match self.create(path, content.clone()).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.replace(path, content).await,
             result => result,
         }
     }
 
+    /// Asks the store once to create an object, to see what it does when there is one.
+    pub(super) async fn try_create(&self, path: &Path, content: Bytes) -> Result<()> {
+        self.put(path, content.into(), PutMode::Create).await.map(drop)
+    }
+
     /// Writes an object whether it exists or not.
     pub(super) async fn replace(&self, path: &Path, content: Bytes) -> Result<()> {
-        let put = self.inner.put(path, PutPayload::from_bytes(content)).await;
-        put.map(|_| ()).map_err(|error| self.error("write", path, error))
+        self.confirm().await?;
+        self.put(path, content.into(), PutMode::Overwrite).await.map(drop)
+    }
+
+    /// Reads an object that will be updated.
+    pub(super) async fn get_versioned(&self, path: &Path) -> Result<Versioned> {
+        let read = async {
+            let found = self.inner.get(path).await?;
+            let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+            Ok(Versioned { content: found.bytes().await?, version })
+        };
+        read.await.map_err(|error| self.error("read", path, error))
+    }
+
+    /// Replaces the version of an object that was read; [`Updated::Changed`] when somebody else did so meanwhile.
+    pub(super) async fn update(&self, path: &Path, from: &Versioned, content: Bytes) -> Result<Updated> {
+        self.confirm().await?;
+        let options = PutOptions { mode: PutMode::Update(from.version.clone()), ..PutOptions::default() };
+        match self.inner.put_opts(path, content.clone().into(), options).await {
+            Ok(_) => Ok(Updated::Done),
+            // The second best on a store that knows no such condition: two changes at the same moment are not told apart.
+            Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
+                if self.get(path).await? != from.content {
+                    return Ok(Updated::Changed);
+                }
+                self.put(path, content.into(), PutMode::Overwrite).await.map(|_| Updated::Done)
+            }
+            Err(error) => match self.error("write", path, error) {
+                error if error.kind() == ErrorKind::AlreadyExists => {
+                    // Our own update, whose answer was lost, is no change by others.
+                    let found = self.get(path).await?;
+                    Ok(if found == content { Updated::Done } else { Updated::Changed })
+                }
+                error => Err(error),
+            },
+        }
+    }
+
+    async fn put(&self, path: &Path, payload: PutPayload, mode: PutMode) -> Result<PutResult> {
+        let options = PutOptions { mode, ..PutOptions::default() };
+        let put = self.inner.put_opts(path, payload, options).await;
+        put.map_err(|error| self.error("write", path, error))
     }
 
     pub(super) async fn get(&self, path: &Path) -> Result<Bytes> {
@@ -117,11 +219,15 @@ impl Store {
     }
 
     pub(super) async fn delete(&self, path: &Path) -> Result<()> {
+        self.confirm().await?;
         self.inner.delete(path).await.map_err(|error| self.error("delete", path, error))
     }
 
     fn error(&self, verb: &str, path: &Path, error: object_store::Error) -> Error {
         use object_store::Error as E;
+        if Moved::is_cause_of(&error) {
+            return place::another(&self.describe);
+        }
         let kind = match &error {
             E::NotFound { .. } => ErrorKind::NotFound,
             E::AlreadyExists { .. } | E::Precondition { .. } => ErrorKind::AlreadyExists,
@@ -136,6 +242,26 @@ impl Store {
         };
         if kind == ErrorKind::Unreachable { wrapped.retry_later() } else { wrapped }
     }
+}
+
+/// What became of an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Updated {
+    /// It was made.
+    Done,
+    /// Somebody else changed the object after it was read: nothing was written.
+    Changed,
+}
+
+/// Whether `found` is the bytes of `payload`.
+fn is_content(payload: &PutPayload, found: &Bytes) -> bool {
+    let mut rest = &found[..];
+    payload.content_length() == found.len()
+        && payload.iter().all(|part| {
+            let (start, behind) = rest.split_at(part.len());
+            rest = behind;
+            start == part
+        })
 }
 
 fn io_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {

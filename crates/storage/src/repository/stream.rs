@@ -27,6 +27,7 @@ pub(super) struct ChunkWriter {
     tally: Arc<Tally>,
     class: Class,
     chunker: Chunker,
+    /// Chunks that are not stored yet.
     cut: Vec<Bytes>,
     list: ListBuilder,
 }

@@ -16,7 +16,7 @@ use super::content::ContentList;
 use super::crypto::{SessionId, SessionKeys, random};
 use super::earlier::{EarlierContent, EarlierMaps, EarlierTree};
 use super::layout;
-use super::pack::Class;
+use super::pack::{Class, PackInfo};
 use super::page_map::{PageKey, page_bytes};
 use super::pages::{Allowance, PageSetup};
 use super::pipeline::{Pipeline, PipelineSetup};
@@ -24,7 +24,6 @@ use super::snapshot::{self, SnapshotKeys};
 use super::stream::RepositoryStream;
 use super::tree::RepositoryTree;
 use super::{Repository, RepositoryReader};
-use crate::keys;
 
 /// See the module.
 pub(super) struct RepositoryWriter {
@@ -41,7 +40,12 @@ pub(super) struct RepositoryWriter {
 const EARLIER_SNAPSHOTS: usize = 10;
 
 impl RepositoryWriter {
-    pub(super) async fn begin(repository: &Repository, header: &SnapshotHeader) -> Result<Self> {
+    /// Begins a run. `unlisted` are packs that no index object lists; the run's own will.
+    pub(super) async fn begin(
+        repository: &Repository,
+        header: &SnapshotHeader,
+        unlisted: Vec<PackInfo>,
+    ) -> Result<Self> {
         let writer = repository.writer()?;
         let session = SessionId(random()?);
         let keys = if repository.is_encrypted() {
@@ -49,8 +53,7 @@ impl RepositoryWriter {
             let plain = keys
                 .to_bytes(&writer.keys.index_key)
                 .ok_or_else(|| Error::new(ErrorKind::Internal, "a session has no content key"))?;
-            let wrapped = keys::wrap(&repository.recipients_to_write().await?, &plain)?;
-            repository.store.create(&layout::session_keys(session), wrapped.into()).await?;
+            repository.wrap_new(&layout::session_keys(session), &plain).await?;
             keys
         } else {
             super::read::open_keys()
@@ -63,6 +66,7 @@ impl RepositoryWriter {
             session,
             keys: keys.clone(),
             level: repository.level,
+            unlisted,
         })?;
         let earlier = repository.earlier_manifests(header, &writer.id(), EARLIER_SNAPSHOTS).await;
         Ok(Self {
@@ -121,7 +125,9 @@ impl SnapshotWriter for RepositoryWriter {
         let record = self.earlier_artifact(source, name, ArtifactKind::Stream);
         let (setup, maps) = self.pages(record).await?;
         let earlier = match (record, maps) {
-            (Some(record), Some(maps)) => EarlierContent::of_stream(&self.repository.chunks, record, maps).await,
+            (Some(record), Some(maps)) => {
+                EarlierContent::of_stream(&self.repository.chunks, self.pipeline.referred(), record, maps).await
+            }
             _ => None,
         };
         Ok(Box::new(RepositoryStream::of_pages(setup, page_bytes(hinted), earlier.as_ref())))
@@ -137,8 +143,8 @@ impl SnapshotWriter for RepositoryWriter {
         let chunks = &self.repository.chunks;
         let listing = record.and_then(|record| ContentList::from_record(&record.content).ok());
         let earlier = listing.map(|listing| match order {
-            TreeOrder::ByPath => EarlierTree::along(chunks, listing, maps),
-            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, listing, maps),
+            TreeOrder::ByPath => EarlierTree::along(chunks, self.pipeline.referred(), listing, maps),
+            TreeOrder::Any { .. } => EarlierTree::indexed(chunks, self.pipeline.referred(), listing, maps),
         });
         Ok(Box::new(RepositoryTree::new(setup, &order, earlier)))
     }

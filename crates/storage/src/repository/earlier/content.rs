@@ -13,11 +13,13 @@ use crate::repository::codec::malformed;
 use crate::repository::content::{ChunkId, ContentList, Extent};
 use crate::repository::page_map::{HashCursor, Hashes, PageHash, PageMap};
 use crate::repository::read::{ChunkReader, ContentReader, ExtentWalker};
+use crate::repository::referred::Referred;
 
 /// The content that an earlier snapshot has of a file or a stream.
 #[derive(Clone)]
 pub(in crate::repository) struct EarlierContent {
     pub(super) chunks: Arc<ChunkReader>,
+    pub(super) referred: Arc<Referred>,
     pub(super) length: u64,
     pub(super) content: ContentList,
     pub(super) map: Option<PageMap>,
@@ -29,13 +31,15 @@ impl EarlierContent {
     /// That of a stream. Its map is the only record of its page map, under the path of the root.
     pub(in crate::repository) async fn of_stream(
         chunks: &Arc<ChunkReader>,
+        referred: &Arc<Referred>,
         record: &ArtifactRecord,
         mut maps: EarlierMaps,
     ) -> Option<Self> {
         let content = ContentList::from_record(&record.content).ok()?;
         let (_, map) = maps.reader.next().await.ok()??;
         let map = Some(map).filter(|map| map.size == record.bytes);
-        Some(Self { chunks: Arc::clone(chunks), length: record.bytes, content, map, is_whole: false })
+        let (chunks, referred) = (Arc::clone(chunks), Arc::clone(referred));
+        Some(Self { chunks, referred, length: record.bytes, content, map, is_whole: false })
     }
 
     pub(in crate::repository) fn length(&self) -> u64 {
@@ -45,7 +49,7 @@ impl EarlierContent {
     /// Whether the repository has every chunk of it.
     pub(in crate::repository) async fn is_whole(&mut self) -> bool {
         if !self.is_whole {
-            self.is_whole = has_all(&self.chunks, &self.content).await.unwrap_or(false);
+            self.is_whole = has_all(&self.chunks, &self.referred, &self.content).await.unwrap_or(false);
         }
         self.is_whole
     }
@@ -56,7 +60,7 @@ impl EarlierContent {
     }
 
     pub(in crate::repository) fn cursor(&self) -> ExtentCursor {
-        ExtentCursor::new(&self.chunks, self.content.clone())
+        ExtentCursor::new(&self.chunks, &self.referred, self.content.clone())
     }
 
     /// Its pages of this size, from the first to the last.
@@ -70,13 +74,13 @@ impl EarlierContent {
     }
 }
 
-async fn has_all(chunks: &Arc<ChunkReader>, content: &ContentList) -> Result<bool> {
-    if content.depth > 0 && !content.extents.iter().all(|extent| chunks.locate(&extent.chunk).is_some()) {
+async fn has_all(chunks: &Arc<ChunkReader>, referred: &Referred, content: &ContentList) -> Result<bool> {
+    if content.depth > 0 && !content.extents.iter().all(|extent| referred.find(&extent.chunk).is_some()) {
         return Ok(false);
     }
     let mut walker = ExtentWalker::new(chunks, content.clone());
     while let Some(extent) = walker.next().await? {
-        if extent.chunk != ChunkId::HOLE && chunks.locate(&extent.chunk).is_none() {
+        if extent.chunk != ChunkId::HOLE && referred.find(&extent.chunk).is_none() {
             return Ok(false);
         }
     }
@@ -85,7 +89,7 @@ async fn has_all(chunks: &Arc<ChunkReader>, content: &ContentList) -> Result<boo
 
 /// Goes through the extents of a content from its beginning to its end.
 pub(in crate::repository) struct ExtentCursor {
-    chunks: Arc<ChunkReader>,
+    referred: Arc<Referred>,
     walker: ExtentWalker,
     ahead: VecDeque<Extent>,
     /// Where the first of `ahead` begins.
@@ -95,9 +99,9 @@ pub(in crate::repository) struct ExtentCursor {
 }
 
 impl ExtentCursor {
-    fn new(chunks: &Arc<ChunkReader>, content: ContentList) -> Self {
+    fn new(chunks: &Arc<ChunkReader>, referred: &Arc<Referred>, content: ContentList) -> Self {
         Self {
-            chunks: Arc::clone(chunks),
+            referred: Arc::clone(referred),
             walker: ExtentWalker::new(chunks, content),
             ahead: VecDeque::new(),
             position: 0,
@@ -116,7 +120,7 @@ impl ExtentCursor {
             if extent.chunk == ChunkId::HOLE {
                 to.push(Extent { length, ..extent });
             } else {
-                if extent.chunk != self.known && self.chunks.locate(&extent.chunk).is_none() {
+                if extent.chunk != self.known && self.referred.find(&extent.chunk).is_none() {
                     return Ok(false);
                 }
                 self.known = extent.chunk;

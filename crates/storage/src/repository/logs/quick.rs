@@ -16,12 +16,14 @@ use backup_core::{SegmentName, SourceName, Timeline};
 use super::compare;
 use super::key;
 use super::segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use crate::place::{self, Root};
 use crate::repository::config::{Config, WriterKey, default_state};
 use crate::repository::layout;
 
 /// See the module.
 pub struct QuickLog {
     root: PathBuf,
+    place: Root,
     sealer: Sealer,
 }
 
@@ -34,6 +36,11 @@ impl QuickLog {
     /// Those of opening a repository.
     pub fn open(config: &RepositoryConfig, folder: &Path) -> Result<Option<Self>> {
         let Some(root) = crate::location::local_path(&config.url, folder) else { return Ok(None) };
+        let place = match Root::open(&root) {
+            Ok(place) => place,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("cannot open the folder of the repository", &root, error)),
+        };
         let found = match std::fs::read(root.join(layout::CONFIG)) {
             Ok(bytes) => Config::parse(&bytes)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -52,12 +59,15 @@ impl QuickLog {
         let recipient = if encrypted {
             let recipients = found.recipients_to_write(&config.recipients)?;
             let Some(recipient) = key::load(&state, &found.repository_id, &recipients)? else { return Ok(None) };
+            if !is_whole(&root, &layout::log_key(recipient.id())) {
+                return Ok(None);
+            }
             Some(recipient)
         } else {
             None
         };
         let (index_key, id_key) = (writer.keys.index_key.clone(), writer.keys.id_key.clone());
-        Ok(Some(Self { root, sealer: Sealer { index_key, id_key, recipient, level } }))
+        Ok(Some(Self { root, place, sealer: Sealer { index_key, id_key, recipient, level } }))
     }
 
     /// As [`LogStore::put`](backup_core::log::LogStore::put).
@@ -73,7 +83,10 @@ impl QuickLog {
     ) -> Result<Stored> {
         let sealed = self.sealer.seal(source, id, meta, content)?;
         let path = self.root.join(layout::segment(source, id).as_ref());
-        match store(&path, &self.root, &sealed) {
+        self.confirm()?;
+        let stored = store(&path, &self.root, &sealed);
+        self.confirm()?;
+        match stored {
             Ok(()) => Ok(Stored::New { stored_bytes: sealed.stored_bytes() }),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
@@ -90,7 +103,7 @@ impl QuickLog {
     pub fn record(&self, source: &SourceName, id: &SegmentId) -> Result<Option<SegmentRecord>> {
         let path = self.root.join(layout::segment(source, id).as_ref());
         match path.try_exists() {
-            Ok(false) => Ok(None),
+            Ok(false) => self.confirm().map(|()| None),
             Ok(true) => {
                 let found = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
                 Ok(Some(found.0.record(found.1)))
@@ -115,6 +128,13 @@ impl QuickLog {
         names(&self.root.join(layout::timeline(source, timeline)), |name| SegmentName::new(name).ok())
     }
 
+    /// Looks whether the repository that was opened still stands there.
+    fn confirm(&self) -> Result<()> {
+        let describe = format!("the repository at {}", self.root.display());
+        self.place.check(&describe)?;
+        if self.root.join(layout::CONFIG).exists() { Ok(()) } else { Err(place::another(&describe)) }
+    }
+
     fn existing(&self, source: &SourceName, id: &SegmentId, path: &Path) -> Result<(Header, usize)> {
         let failed = |error| Error::io("cannot read the segment", path, error);
         let mut file = std::fs::File::open(path).map_err(failed)?;
@@ -124,6 +144,12 @@ impl QuickLog {
         file.read_exact(&mut sealed).map_err(failed)?;
         Ok((Header::open(&self.sealer.index_key, source, id, &sealed)?, sealed.len()))
     }
+}
+
+/// Whether the key object at `key` is there, and is what the name of its second copy says.
+fn is_whole(root: &Path, key: &object_store::path::Path) -> bool {
+    let read = std::fs::read(root.join(key.as_ref()));
+    read.is_ok_and(|bytes| root.join(layout::key_copy(key, &layout::object_hash(&bytes)).as_ref()).exists())
 }
 
 /// The names in a folder that `parse` takes, sorted. Temporary files are none: `#` is in no name.

@@ -11,8 +11,8 @@ use tokio::sync::Mutex;
 
 use crate::keys::{self, Unlocked};
 use crate::repository::crypto::{FrameOpener, KEY_BYTES, Key, SessionId, SessionKeys};
-use crate::repository::layout;
 use crate::repository::store::Store;
+use crate::repository::{keyring, layout};
 
 /// What opens the chunks of one session.
 pub(in crate::repository) struct SessionOpeners {
@@ -74,10 +74,8 @@ impl Sessions {
         match &self.source {
             KeySource::Open => Ok(open_keys()),
             KeySource::Sealed { identities, index_key, .. } if !identities.is_empty() => {
-                let path = layout::session_keys(session);
-                let wrapped = self.store.get(&path).await?;
-                let plain = keys::unwrap(identities, &wrapped).map_err(|error| error.with("object", &path))?;
-                SessionKeys::from_bytes(&plain, index_key).map_err(|error| error.with("object", path))
+                let open = |wrapped: &[u8]| SessionKeys::from_bytes(&keys::unwrap(identities, wrapped)?, index_key);
+                keyring::open(&self.store, &layout::session_keys(session), open).await
             }
             KeySource::Sealed { writer_secret: Some(secret), .. } => Ok(SessionKeys::derived(secret, session)),
             KeySource::Sealed { .. } => Err(needs_identity()),
