@@ -8,14 +8,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backup_core::error::{Error, Result};
-use backup_core::log::{SegmentId, SegmentMeta, SegmentRecord, Stored};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::log::{SegmentId, SegmentMeta, SegmentRecord, Stored, conflict};
 use backup_core::plan::{EncryptionConfig, RepositoryConfig};
 use backup_core::{SegmentName, SourceName, Timeline};
 
-use super::compare;
-use super::key;
-use super::segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use super::segment::{Found, Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use super::{key, notes};
 use crate::repository::config::{Config, WriterKey, default_state};
 use crate::repository::layout;
 
@@ -73,20 +72,84 @@ impl QuickLog {
     ) -> Result<Stored> {
         let sealed = self.sealer.seal(source, id, meta, content)?;
         let path = self.root.join(layout::segment(source, id).as_ref());
-        match store(&path, &self.root, &sealed) {
+        match store(&path, &self.root, &[&sealed.head, &sealed.body]) {
             Ok(()) => Ok(Stored::New { stored_bytes: sealed.stored_bytes() }),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
-                compare(source, id, &sealed, &header.0)
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self.settle(source, id, &sealed, &path),
             Err(error) => Err(Error::io("cannot store the segment", &path, error)),
         }
+    }
+
+    /// What an existing segment of the same name means for `sealed`.
+    fn settle(&self, source: &SourceName, id: &SegmentId, sealed: &Sealed, path: &Path) -> Result<Stored> {
+        let look = || -> Result<(Vec<u8>, Found)> {
+            let object = std::fs::read(path).map_err(|error| Error::io("cannot read the segment", path, error))?;
+            let found = Found::look(&self.sealer.index_key, source, id, sealed, &object);
+            Ok((object, found.map_err(|error| error.with("file", path.display()))?))
+        };
+        let object = match look()? {
+            (_, Found::Same) => return Ok(Stored::Same),
+            (_, Found::Other) => return Err(conflict(source, id)),
+            (object, Found::Damaged(_)) => object,
+        };
+        let aside = self.root.join(layout::damaged_segment(source, id, &object).as_ref());
+        let moved = match store(&aside, &self.root, &[&object]) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            kept => kept,
+        };
+        let moved = moved.and_then(|()| std::fs::remove_file(path));
+        moved.map_err(|error| Error::io("cannot set a damaged segment aside", path, error))?;
+        match store(path, &self.root, &[&sealed.head, &sealed.body]) {
+            Ok(()) => Ok(Stored::Repaired { stored_bytes: sealed.stored_bytes() }),
+            // Another one was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => match look()?.1 {
+                Found::Same => Ok(Stored::Same),
+                Found::Other => Err(conflict(source, id)),
+                Found::Damaged(error) => Err(error.with("file", path.display())),
+            },
+            Err(error) => Err(Error::io("cannot store the segment", path, error)),
+        }
+    }
+
+    /// As [`LogStore::holds`](backup_core::log::LogStore::holds).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn holds(&self, source: &SourceName, id: &SegmentId, content: &mut dyn Read) -> Result<bool> {
+        let path = self.root.join(layout::segment(source, id).as_ref());
+        let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
+        header.0.is_of(&self.sealer.id_key, content)
+    }
+
+    /// One of the notes beside the log of a source; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`]; when the file system does not tell.
+    pub fn note(&self, source: &SourceName, name: &SegmentName) -> Result<Option<String>> {
+        let path = self.root.join(layout::note(source, name).as_ref());
+        match std::fs::read(&path) {
+            Ok(sealed) => notes::open(&self.sealer.index_key, source, name, &sealed)
+                .map(Some)
+                .map_err(|error| error.with("file", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("cannot read the note", &path, error)),
+        }
+    }
+
+    /// As [`LogStore::add_note`](backup_core::log::LogStore::add_note).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_note(&self, source: &SourceName, name: &SegmentName, text: &str) -> Result<()> {
+        let path = self.root.join(layout::note(source, name).as_ref());
+        let sealed = notes::seal(&self.sealer.index_key, source, name, text)?;
+        let stored = store(&path, &self.root, &[&sealed]);
+        stored.map_err(|error| Error::io("cannot write the note", &path, error))
     }
 
     /// What is known of a segment; `None` when it is not there.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`](backup_core::ErrorKind::Damaged); also when the file system does not tell.
+    /// [`ErrorKind::Damaged`]; also when the file system does not tell.
     pub fn record(&self, source: &SourceName, id: &SegmentId) -> Result<Option<SegmentRecord>> {
         let path = self.root.join(layout::segment(source, id).as_ref());
         match path.try_exists() {
@@ -116,7 +179,10 @@ impl QuickLog {
     }
 
     fn existing(&self, source: &SourceName, id: &SegmentId, path: &Path) -> Result<(Header, usize)> {
-        let failed = |error| Error::io("cannot read the segment", path, error);
+        let failed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Damaged, "the segment is cut short"),
+            _ => Error::io("cannot read the segment", path, error),
+        };
         let mut file = std::fs::File::open(path).map_err(failed)?;
         let mut prefix = [0; PREFIX_BYTES];
         file.read_exact(&mut prefix).map_err(failed)?;
@@ -143,7 +209,7 @@ fn names<T: Ord>(folder: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Vec
 }
 
 /// Creates the object at `path`, durable, or fails because there is one.
-fn store(path: &Path, root: &Path, sealed: &Sealed) -> std::io::Result<()> {
+fn store(path: &Path, root: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(root);
     if !folder.is_dir() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -157,8 +223,9 @@ fn store(path: &Path, root: &Path, sealed: &Sealed) -> std::io::Result<()> {
     let partial = PathBuf::from(partial);
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
     let written = (|| {
-        file.write_all(&sealed.head)?;
-        file.write_all(&sealed.body)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
         file.sync_all()?;
         std::fs::hard_link(&partial, path)
     })();
