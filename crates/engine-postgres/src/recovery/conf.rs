@@ -40,7 +40,11 @@ pub(crate) fn settings(way: Option<(&Way, Supply)>, copy: Copy, about: &str) -> 
     }
     if let Some((way, supply)) = way {
         lines.push_str(&match supply {
-            Supply::Staged => format!("restore_command = 'cp \"{STAGE}/%f\" \"%p\"'\n"),
+            // The server takes every end up to 125 for "there is none", and would come up with what it has.
+            Supply::Staged => format!(
+                "restore_command = 'if [ -e \"{STAGE}/%f\" ]; then cp \"{STAGE}/%f\" \"%p\" || exit 200; \
+                 else [ -d \"{STAGE}\" ] && exit 1; exit 200; fi'\n"
+            ),
             Supply::HandedOver => format!("restore_command = 'sh {STAGE}/{SCRIPT} \"%f\" \"%p\"'\n"),
         });
         lines.push_str(&format!("recovery_end_command = 'rm -rf {STAGE}'\n"));
