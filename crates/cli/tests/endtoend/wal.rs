@@ -224,6 +224,7 @@ fn what_is_missing_is_told_at_the_push_by_status_and_by_fetch() {
     assert!(code == 222 && said.contains("goes on after it"), "{code} {said}");
     std::fs::write(archive.path("standby.signal"), "").unwrap();
     std::fs::create_dir(archive.path("pg_wal")).unwrap();
+    run_tool(tool("chown").arg("postgres:postgres").arg(archive.path("pg_wal")));
     assert_eq!(
         archive.bad(&["--identity", "stackward.key", "wal", "fetch", &names[1], "pg_wal/fetched"]).0,
         1,

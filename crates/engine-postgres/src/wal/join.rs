@@ -141,3 +141,64 @@ pub async fn verify(cx: &RunContext, log: &SegmentLog) -> Result<Vec<SegmentDama
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    use backup_core::SourceName;
+    use backup_testkit::MemoryLog;
+    use serde_json::json;
+
+    use super::super::records::tests::{SEGMENT, START, SYSTEM, log};
+    use super::*;
+
+    /// Two segments of one server whose records have this length.
+    fn segments(length: usize) -> [Vec<u8>; 2] {
+        let (bytes, _) = log(&vec![length; 2 * SEGMENT as usize / length]);
+        let half = SEGMENT as usize;
+        [bytes[..half].to_vec(), bytes[half..2 * half].to_vec()]
+    }
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(SEGMENT).unwrap()
+    }
+
+    fn numbers() -> [WalSegment; 2] {
+        let first = WalSegment::containing(1, Lsn(START), size());
+        [first, first.next(size())]
+    }
+
+    #[test]
+    fn a_segment_follows_the_one_before_it_and_no_other() {
+        let edges = |bytes: &Vec<u8>, number: usize| {
+            Edges::read(&mut Cursor::new(bytes), numbers()[number], size(), SYSTEM).unwrap()
+        };
+        let (mine, other) = (segments(1000), segments(1300));
+        let last = edges(&mine[0], 0).last;
+        assert!(last.is_some() && edges(&mine[1], 1).after == last, "{last:?}");
+        assert!(edges(&other[1], 1).after.is_some_and(|after| Some(after) != last));
+        assert_eq!(edges(&vec![0; SEGMENT as usize], 0), Edges::default());
+    }
+
+    /// As an earlier version archived them, which knew nothing of edges.
+    #[tokio::test]
+    async fn a_walk_over_all_records_finds_where_they_do_not_go_on() {
+        let (mine, other) = (segments(1000), segments(1300));
+        let found = async |contents: [&Vec<u8>; 2]| {
+            let log = SegmentLog::new(Arc::new(MemoryLog::default()), SourceName::new("db").unwrap());
+            for (segment, content) in numbers().into_iter().zip(contents) {
+                let details = [("system".to_owned(), json!(SYSTEM.to_string()))].into();
+                let meta = SegmentMeta { details, ..SegmentMeta::default() };
+                let id = WalFile::Segment(segment).id().unwrap();
+                log.put(&id, meta, Box::new(Cursor::new(content.clone()))).await.unwrap();
+            }
+            verify(&RunContext::new(SourceName::new("db").unwrap()), &log).await.unwrap()
+        };
+        assert_eq!(found([&mine[0], &mine[1]]).await, []);
+        let breaks = found([&mine[0], &other[1]]).await;
+        assert!(breaks.len() == 1 && breaks[0].id == WalFile::Segment(numbers()[1]).id().unwrap(), "{breaks:?}");
+        assert!(breaks[0].problem.contains("break off at"), "{breaks:?}");
+    }
+}

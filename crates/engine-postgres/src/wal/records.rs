@@ -363,17 +363,17 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const SYSTEM: u64 = 7_100_000_000_000_000_001;
-    const SEGMENT: u64 = 1 << 20;
-    const START: u64 = 5 * SEGMENT;
+    pub(in crate::wal) const SYSTEM: u64 = 7_100_000_000_000_000_001;
+    pub(in crate::wal) const SEGMENT: u64 = 1 << 20;
+    pub(in crate::wal) const START: u64 = 5 * SEGMENT;
 
     /// Writes a log as a server does: records of these lengths, from the first byte of a segment on.
-    fn log(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
+    pub(in crate::wal) fn log(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
         let mut bytes = Vec::new();
         let mut records = Vec::new();
         let mut previous = START - 64;

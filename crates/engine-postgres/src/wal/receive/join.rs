@@ -68,9 +68,10 @@ impl Join<'_> {
     async fn compare_before(&self, begin: WalSegment, history: &History) -> Result<()> {
         let size = self.chain.segment_size();
         let Some(before) = begin.previous(size) else { return Ok(()) };
-        // On its own timeline, or on one that it comes from.
-        let ancestors = history.0.iter().map(|switch| switch.timeline).filter(|each| *each < begin.timeline);
-        let mut line: Vec<u32> = ancestors.chain([begin.timeline]).collect();
+        // On its own timeline, or on one that it comes from and that was not left before.
+        let ancestors =
+            history.0.iter().filter(|switch| switch.timeline < begin.timeline && switch.at >= before.end(size));
+        let mut line: Vec<u32> = ancestors.map(|switch| switch.timeline).chain([begin.timeline]).collect();
         line.reverse();
         let on = |timeline| WalSegment { timeline, ..before };
         let Some(before) = line.into_iter().map(on).find(|segment| self.chain.has(*segment)) else { return Ok(()) };

@@ -19,6 +19,9 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
         .sql("postgres", "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     db.step(2);
     db.server.sql("postgres", "select pg_create_restore_point('left behind')");
+    // Further than the other one will come.
+    db.server
+        .sql("postgres", "create table filler as select n, repeat('x', 100) as t from generate_series(1, 40000) n");
     let far = db.lsn();
     db.push().await;
     // Somebody recovers to the first step, and goes on with it.
