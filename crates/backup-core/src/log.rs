@@ -175,16 +175,21 @@ pub trait LogStore: fmt::Debug + Send + Sync {
     async fn read(&self, source: &SourceName, id: &SegmentId, out: Box<dyn Write + Send>) -> Result<SegmentRecord>;
 
     /// Whether a segment was made of these bytes, which are read to their end or to the first that differs. A store whose
-    /// writers cannot read compares hashes; what is compared is what was stored, not whether it can still be read.
+    /// writers cannot read compares hashes; what is compared is what was stored, not whether it can still be read. The bytes
+    /// are read on a thread that may block.
     ///
     /// # Errors
     /// As [`LogStore::record`].
     async fn holds(&self, source: &SourceName, id: &SegmentId, mut content: Box<dyn Read + Send>) -> Result<bool> {
         let stored = Bytes::default();
         self.read(source, id, Box::new(stored.clone())).await?;
-        let mut bytes = Vec::new();
-        let read = content.read_to_end(&mut bytes);
-        read.map_err(|error| Error::from_io(format!("cannot read the segment {id}"), error))?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            content.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        let lost = |error| Error::new(ErrorKind::Internal, "the thread of a segment was lost").caused_by(error);
+        let bytes = reading.await.map_err(lost)?;
+        let bytes = bytes.map_err(|error| Error::from_io(format!("cannot read the segment {id}"), error))?;
         Ok(*stored.0.lock().unwrap_or_else(PoisonError::into_inner) == bytes)
     }
 

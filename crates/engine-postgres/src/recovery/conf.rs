@@ -144,6 +144,30 @@ mod tests {
         assert!(!settings(None, Copy::InPlace, "x").contains("recovery_target"));
     }
 
+    /// To the server 1 means that there is no such file, and it comes up with what it has; above 125 that nobody can tell.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test runs what the server runs")]
+    fn a_file_that_cannot_be_copied_is_not_taken_for_absent() {
+        for (supply, ending) in [(Supply::Staged, ""), (Supply::HandedOver, ".history")] {
+            let text = settings(Some((&way(Stop::Consistent), supply)), Copy::Beside, "x");
+            let command = text.lines().find_map(|line| line.strip_prefix("restore_command = '")).unwrap();
+            let command = command.strip_suffix('\'').unwrap();
+            let data = tempfile::tempdir().unwrap();
+            let stage = data.path().join(STAGE);
+            let ask = |name: &str| {
+                let command = command.replace("%f", &format!("{name}{ending}")).replace("%p", "pg_wal/RECOVERYXLOG");
+                let mut sh = std::process::Command::new("sh");
+                sh.args(["-c", &command]).current_dir(data.path()).stderr(std::process::Stdio::null());
+                sh.status().unwrap().code().unwrap()
+            };
+            assert!(ask("a") > 125, "{supply:?}: the folder is gone");
+            std::fs::create_dir_all(stage.join(format!("c{ending}"))).unwrap();
+            std::fs::write(stage.join(SCRIPT), include_str!("hand_over.sh")).unwrap();
+            std::fs::write(stage.join(format!("a{ending}")), "a").unwrap();
+            assert_eq!((ask("a"), ask("b"), ask("c")), (0, 1, 200), "{supply:?}");
+        }
+    }
+
     #[test]
     fn what_leads_elsewhere_is_made_a_comment() {
         let text =

@@ -173,8 +173,11 @@ impl Archive {
             let failed = |error| Error::from_io("cannot read the segment", error);
             let mut part = pushed.content.try_clone().map_err(failed)?;
             part.seek(SeekFrom::Start(from)).map_err(failed)?;
-            if !self.holds(&file.id()?, Box::new(part.take(to - from)))? {
-                return Err(wal::other_content(file));
+            match self.holds(&file.id()?, Box::new(part.take(to - from))) {
+                Ok(false) => return Err(wal::other_content(file)),
+                // A damaged piece must not keep the whole segment out of the archive.
+                Err(error) if error.kind() != ErrorKind::Damaged => return Err(error),
+                _ => {}
             }
         }
         (&pushed.content).rewind().map_err(|error| Error::from_io("cannot read the segment", error))
@@ -194,10 +197,11 @@ impl Archive {
             begun |= timeline == id.timeline && names.first().is_some_and(|first| *first < id.name);
             known = names.into_iter().next_back().map(|name| SegmentId { timeline, name }).or(known);
         }
-        if let Some(known) = known
-            && let Some(record) = self.record(&known)?
-        {
-            same_server(pushed, &record)?;
+        let record = known.map_or(Ok(None), |known| self.record(&known));
+        match record {
+            Ok(Some(record)) => same_server(pushed, &record)?,
+            Err(error) if error.kind() != ErrorKind::Damaged => return Err(error),
+            _ => {}
         }
         self.compare_with_pieces(pushed)?;
         Ok(begun)

@@ -5,10 +5,13 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::position::Lsn;
 use backup_core::{RunContext, SegmentLog};
+use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::begin::Begin;
 use super::{GONE, timelines};
@@ -20,6 +23,9 @@ use crate::wal::join::{estranged, other_content};
 use crate::wal::names::{WalFile, WalSegment};
 use crate::wal::records::Walker;
 use crate::wire::{Connection, Purpose, Received, Reply, Started, SystemIdentity, WalStream, server_error};
+
+/// So many pieces of up to 128 KiB wait to be compared.
+const ARRIVING: usize = 8;
 
 /// What is compared.
 pub(super) struct Join<'a> {
@@ -75,12 +81,13 @@ impl Join<'_> {
         line.reverse();
         let on = |timeline| WalSegment { timeline, ..before };
         let Some(before) = line.into_iter().map(on).find(|segment| self.chain.has(*segment)) else { return Ok(()) };
-        let file = WalFile::Segment(before);
-        match self.receive(before, before.end(size), &mut |_| false).await? {
-            Some((mut bytes, count)) if count >= size.bytes() => {
-                bytes.rewind().map_err(unreadable)?;
-                self.same(file, bytes, size.bytes()).await
-            }
+        // It is compared as it comes: nothing is kept of it.
+        let (sender, arriving) = mpsc::channel(ARRIVING);
+        let content = Arriving { pieces: arriving, piece: Bytes::new() }.take(size.bytes());
+        let received = self.receive(before, before.end(size), Keep::Sent(sender));
+        let (received, same) = tokio::join!(received, self.same(WalFile::Segment(before), Box::new(content)));
+        match received? {
+            Some(count) if count >= size.bytes() => same,
             // The timeline was left before.
             Some(_) => Ok(()),
             None => self.compare_records(before, begin).await,
@@ -102,11 +109,7 @@ impl Join<'_> {
         );
         let on_this = begin.timeline == self.identity.timeline;
         let until = if on_this { self.identity.flushed } else { Lsn(u64::MAX) };
-        self.receive(begin, until, &mut |data| {
-            walker.push(data, &mut |_| {});
-            walker.first_follows().is_some() || walker.fault().is_some()
-        })
-        .await?;
+        self.receive(begin, until, Keep::Walked(&mut walker)).await?;
         match walker.first_follows() {
             Some(after) if after != last => Err(estranged(&format!(
                 "the server goes on in {begin} after the record at {after}, and the last one of {before} in the archive is at {last}"
@@ -122,20 +125,22 @@ impl Join<'_> {
             return Ok(());
         }
         let until = Lsn(begin.start(self.chain.segment_size()).0 + archived);
-        let Some((bytes, count)) = self.receive(begin, until, &mut |_| false).await? else { return Ok(()) };
+        let mut bytes = tempfile::tempfile_in(self.cx.scratch())
+            .map_err(|error| Error::io("cannot make a temporary file for the log", self.cx.scratch(), error))?;
+        let Some(count) = self.receive(begin, until, Keep::Written(&mut bytes)).await? else { return Ok(()) };
         for piece in pieces(self.log, begin).await? {
             let WalFile::Piece(_, from, to) = piece else { continue };
             if u64::from(to) <= count {
                 let mut part = bytes.try_clone().map_err(unreadable)?;
                 part.seek(SeekFrom::Start(u64::from(from))).map_err(unreadable)?;
-                self.same(piece, part, u64::from(to - from)).await?;
+                self.same(piece, Box::new(part.take(u64::from(to - from)))).await?;
             }
         }
         Ok(())
     }
 
-    async fn same(&self, file: WalFile, bytes: File, count: u64) -> Result<()> {
-        match self.log.holds(&file.id()?, Box::new(bytes.take(count))).await {
+    async fn same(&self, file: WalFile, content: Box<dyn Read + Send>) -> Result<()> {
+        match self.log.holds(&file.id()?, content).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(other_content(file)),
             // Damage is no stranger; checks of the archive tell it.
@@ -147,21 +152,14 @@ impl Join<'_> {
         }
     }
 
-    /// The log from the beginning of `segment`, up to `until` at least, when the server has so much, or until it is `enough`, and
-    /// how much that is; `None` when the server has removed it.
-    async fn receive(
-        &self,
-        segment: WalSegment,
-        until: Lsn,
-        enough: &mut (dyn FnMut(&[u8]) -> bool + Send),
-    ) -> Result<Option<(File, u64)>> {
+    /// The log from the beginning of `segment` up to `until` at least, when the server has so much, and how much came; `None`
+    /// when the server has removed it.
+    async fn receive(&self, segment: WalSegment, until: Lsn, mut keep: Keep<'_>) -> Result<Option<u64>> {
         let from = segment.start(self.chain.segment_size());
-        let mut file = tempfile::tempfile_in(self.cx.scratch())
-            .map_err(|error| Error::io("cannot make a temporary file for the log", self.cx.scratch(), error))?;
         let connection = self.cx.unless_cancelled(Connection::connect(self.server, Purpose::Replication)).await?;
         let mut stream = match WalStream::start(connection, None, from, segment.timeline).await {
             Ok(Started::Streaming(stream)) => stream,
-            Ok(Started::Ended(..)) => return Ok(Some((file, 0))),
+            Ok(Started::Ended(..)) => return Ok(Some(0)),
             Err(error) if is_gone(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -173,9 +171,8 @@ impl Join<'_> {
                         let message = format!("the server sent the log from {start} on, after {}", Lsn(from.0 + count));
                         return Err(Error::new(ErrorKind::Unreachable, message));
                     }
-                    file.write_all(&data).map_err(unreadable)?;
                     count += data.len() as u64;
-                    if enough(&data) {
+                    if keep.take(data).await?.is_break() {
                         break;
                     }
                 }
@@ -184,16 +181,58 @@ impl Join<'_> {
                 }
                 Ok(Received::Keepalive { .. }) => {}
                 // The end of the timeline, or of the server.
-                Ok(_) => return Ok(Some((file, count))),
+                Ok(_) => return Ok(Some(count)),
                 Err(error) if is_gone(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
+        drop(keep);
         // In order, so that the server's log does not complain; how it ends means nothing here.
         if let Ok(connection) = stream.stop().await {
             connection.close().await;
         }
-        Ok(Some((file, count)))
+        Ok(Some(count))
+    }
+}
+
+/// What is done with the log that comes.
+enum Keep<'a> {
+    Sent(mpsc::Sender<Bytes>),
+    Written(&'a mut File),
+    /// Up to the first record.
+    Walked(&'a mut Walker),
+}
+
+impl Keep<'_> {
+    /// Breaks when no more is needed.
+    async fn take(&mut self, data: Bytes) -> Result<ControlFlow<()>> {
+        let enough = match self {
+            Self::Sent(sender) => sender.send(data).await.is_err(),
+            Self::Written(file) => file.write_all(&data).map(|()| false).map_err(unreadable)?,
+            Self::Walked(walker) => {
+                walker.push(&data, &mut |_| {});
+                walker.first_follows().is_some() || walker.fault().is_some()
+            }
+        };
+        Ok(if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+}
+
+/// What was received, for a thread that may block.
+struct Arriving {
+    pieces: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+}
+
+impl Read for Arriving {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.piece.is_empty() {
+            let Some(next) = self.pieces.blocking_recv() else { return Ok(0) };
+            self.piece = next;
+        }
+        let count = self.piece.len().min(out.len());
+        out[..count].copy_from_slice(&self.piece.split_to(count));
+        Ok(count)
     }
 }
 

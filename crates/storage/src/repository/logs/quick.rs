@@ -92,12 +92,13 @@ impl QuickLog {
             (object, Found::Damaged(_)) => object,
         };
         let aside = self.root.join(layout::damaged_segment(source, id, &object).as_ref());
-        let moved = match store(&aside, &self.root, &[&object]) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            kept => kept,
-        };
-        let moved = moved.and_then(|()| std::fs::remove_file(path));
-        moved.map_err(|error| Error::io("cannot set a damaged segment aside", path, error))?;
+        let failed = |error| Error::io("cannot set a damaged segment aside", path, error);
+        make_folder(aside.parent().unwrap_or(&self.root), &self.root).map_err(failed)?;
+        std::fs::rename(path, &aside).map_err(failed)?;
+        if std::fs::read(&aside).map_err(failed)? != object {
+            // Another one has repaired it in this very moment: that one is put back.
+            std::fs::rename(&aside, path).map_err(failed)?;
+        }
         match store(path, &self.root, &[&sealed.head, &sealed.body]) {
             Ok(()) => Ok(Stored::Repaired { stored_bytes: sealed.stored_bytes() }),
             // Another one was faster.
@@ -211,12 +212,7 @@ fn names<T: Ord>(folder: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Vec
 /// Creates the object at `path`, durable, or fails because there is one.
 fn store(path: &Path, root: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(root);
-    if !folder.is_dir() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        for made in folder.ancestors().skip(1).take_while(|above| above.starts_with(root)) {
-            sync_folder(made)?;
-        }
-    }
+    make_folder(folder, root)?;
     // The object store's own form of a temporary name, which its listings leave out.
     let mut partial = path.as_os_str().to_owned();
     partial.push(format!("#{}", std::process::id()));
@@ -232,6 +228,15 @@ fn store(path: &Path, root: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
     let _gone = std::fs::remove_file(&partial);
     written?;
     sync_folder(folder)
+}
+
+fn make_folder(folder: &Path, root: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let made = folder.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    made.map(sync_folder).collect()
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
