@@ -221,6 +221,8 @@ async fn damage_is_found_without_a_private_key() {
     assert!(read(&*reading, "d").await.is_ok());
 }
 
+type Hurt = fn(&mut Vec<u8>);
+
 /// However a stored copy was hurt, who pushes the same bytes again is not told that they are there: they are, afterwards.
 #[tokio::test]
 async fn a_damaged_copy_is_set_aside_for_a_sound_one() {
@@ -232,7 +234,6 @@ async fn a_damaged_copy_is_set_aside_for_a_sound_one() {
     let short = quick(&place).unwrap().unwrap();
     let path = |name: &str| place.data().join("logs/db/00000001").join(name);
     let sound = std::fs::read(path("first")).unwrap();
-    type Hurt = fn(&mut Vec<u8>);
     let hurts: [(&str, Hurt); 5] = [
         ("last", |object| *object.last_mut().unwrap() ^= 1),
         ("header", |object| object[40] ^= 1),
