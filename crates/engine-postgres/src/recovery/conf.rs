@@ -45,7 +45,10 @@ pub(crate) fn settings(way: Option<(&Way, Supply)>, copy: Copy, about: &str) -> 
                 "restore_command = 'if [ -e \"{STAGE}/%f\" ]; then cp \"{STAGE}/%f\" \"%p\" || exit 200; \
                  else [ -d \"{STAGE}\" ] && exit 1; exit 200; fi'\n"
             ),
-            Supply::HandedOver => format!("restore_command = 'sh {STAGE}/{SCRIPT} \"%f\" \"%p\"'\n"),
+            // A shell that finds no script ends with 2.
+            Supply::HandedOver => {
+                format!("restore_command = '[ -r {STAGE}/{SCRIPT} ] || exit 200; sh {STAGE}/{SCRIPT} \"%f\" \"%p\"'\n")
+            }
         });
         lines.push_str(&format!("recovery_end_command = 'rm -rf {STAGE}'\n"));
         match way.stop {
