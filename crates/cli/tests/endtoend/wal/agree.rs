@@ -109,4 +109,7 @@ fn of_an_archive_after_a_promotion() {
     let (windows, gaps, is_lost) = both(&archive);
     assert_eq!((windows.len(), gaps.len(), is_lost), (1, 0, false), "{windows:?} {gaps:?}");
     assert!(windows[0]["to"].as_str().unwrap() > before.as_str(), "on the new timeline: {windows:?}, {before}");
+    // Every record is walked, over both timelines; a server's own log joins everywhere.
+    let verified = archive.machine.run("verify --depth structure");
+    assert_eq!(verified.status.code(), Some(0), "{}{}", text(&verified.stdout), text(&verified.stderr));
 }
