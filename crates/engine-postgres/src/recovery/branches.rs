@@ -35,9 +35,8 @@ pub(super) async fn holders(
                     found.push(timeline);
                     break;
                 }
-                Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
     }

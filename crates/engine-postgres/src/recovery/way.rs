@@ -187,7 +187,7 @@ fn skipped(
     let left = chain.ancestry(road.timeline)?.into_iter().filter_map(|(_, left)| left);
     let since =
         |left: &Lsn| *left > details.start_lsn && *left <= stop && search.last_at.is_none_or(|last| last < *left);
-    Ok(left.filter(since).last())
+    Ok(left.filter(since).next_back())
 }
 
 /// How far a walk came.
