@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -67,6 +67,12 @@ pub struct SegmentMeta {
     /// What it covers, unless it is a file beside the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<Span>,
+    /// For logs whose records name the one before: the position of the record that the first one that begins here follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+    /// For such logs: the position of the last record that begins here. The next segment's first one follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_record: Option<u64>,
     /// When the log had grown to where, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub marks: Vec<Mark>,
@@ -109,6 +115,11 @@ pub enum Stored {
     },
     /// The same bytes were there already.
     Same,
+    /// Something damaged had the name. It was set aside, and this is there now, durable.
+    Repaired {
+        /// What it takes in the sink.
+        stored_bytes: u64,
+    },
 }
 
 /// A damaged segment.
@@ -125,6 +136,7 @@ pub struct SegmentDamage {
 /// An implementation MUST
 /// - make a segment visible whole or not at all, and durable before [`LogStore::put`] returns;
 /// - refuse other bytes under a name that exists, also when two writers race;
+/// - say that the same bytes are there only when they can still be read;
 /// - notice, on reading, that bytes are not those that were written.
 #[async_trait]
 pub trait LogStore: fmt::Debug + Send + Sync {
@@ -162,11 +174,63 @@ pub trait LogStore: fmt::Debug + Send + Sync {
     /// private key; also when `out` fails.
     async fn read(&self, source: &SourceName, id: &SegmentId, out: Box<dyn Write + Send>) -> Result<SegmentRecord>;
 
+    /// Whether a segment was made of these bytes, which are read to their end or to the first that differs. A store whose
+    /// writers cannot read compares hashes; what is compared is what was stored, not whether it can still be read. The bytes
+    /// are read on a thread that may block.
+    ///
+    /// # Errors
+    /// As [`LogStore::record`].
+    async fn holds(&self, source: &SourceName, id: &SegmentId, mut content: Box<dyn Read + Send>) -> Result<bool> {
+        let stored = Bytes::default();
+        self.read(source, id, Box::new(stored.clone())).await?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            content.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        let lost = |error| Error::new(ErrorKind::Internal, "the thread of a segment was lost").caused_by(error);
+        let bytes = reading.await.map_err(lost)?;
+        let bytes = bytes.map_err(|error| Error::from_io(format!("cannot read the segment {id}"), error))?;
+        Ok(*stored.0.lock().unwrap_or_else(PoisonError::into_inner) == bytes)
+    }
+
+    /// Keeps a short text beside the log of a source, durable, under a name that nothing has yet.
+    ///
+    /// # Errors
+    /// [`AlreadyExists`](ErrorKind::AlreadyExists) when the name is taken: what is there stays.
+    async fn add_note(&self, source: &SourceName, name: &SegmentName, text: &str) -> Result<()> {
+        let (_, _) = (name, text);
+        Err(Error::new(ErrorKind::Unsupported, format!("nothing can be noted beside the log of `{source}`")))
+    }
+
+    /// The notes beside the log of a source, sorted by name. Works without a private key on a machine that may write.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    async fn notes(&self, source: &SourceName) -> Result<Vec<(SegmentName, String)>> {
+        let _ = source;
+        Ok(Vec::new())
+    }
+
     /// Looks at every segment of a source: headers, sizes; with [`CheckDepth::Data`] every stored byte. Needs no private key.
     ///
     /// # Errors
     /// When it could not look. Damage is in the list.
     async fn check(&self, cx: &RunContext, source: &SourceName, depth: CheckDepth) -> Result<Vec<SegmentDamage>>;
+}
+
+/// Bytes that are kept to be compared.
+#[derive(Debug, Clone, Default)]
+struct Bytes(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Bytes {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The error of a segment whose name is taken by other bytes.
@@ -260,6 +324,30 @@ impl SegmentLog {
         self.store.read(&self.source, id, out).await
     }
 
+    /// See [`LogStore::holds`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn holds(&self, id: &SegmentId, content: Box<dyn Read + Send>) -> Result<bool> {
+        self.store.holds(&self.source, id, content).await
+    }
+
+    /// See [`LogStore::add_note`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn add_note(&self, name: &SegmentName, text: &str) -> Result<()> {
+        self.store.add_note(&self.source, name, text).await
+    }
+
+    /// See [`LogStore::notes`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn notes(&self) -> Result<Vec<(SegmentName, String)>> {
+        self.store.notes(&self.source).await
+    }
+
     /// See [`LogStore::check`].
     ///
     /// # Errors
@@ -276,6 +364,35 @@ pub struct Gap {
     pub before: SegmentId,
     /// What is missing: the segment that `before` names as its predecessor, or positions.
     pub missing: String,
+    /// Why nobody need be told of it any more; `None` as long as somebody should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<String>,
+}
+
+impl Gap {
+    /// Whether somebody should be told of it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.accepted.is_none()
+    }
+}
+
+/// Segments whose records do not go on from those of the segment before: another state of the server wrote them, a copy of
+/// it, or the server after it was set back.
+#[must_use]
+pub fn breaks(records: &[SegmentRecord]) -> Vec<SegmentDamage> {
+    let last: BTreeMap<&SegmentId, u64> =
+        records.iter().filter_map(|record| Some((&record.id, record.meta.last_record?))).collect();
+    let mut found = Vec::new();
+    for record in records {
+        let (Some(before), Some(after)) = (&record.meta.predecessor, record.meta.after) else { continue };
+        if last.get(before).is_some_and(|last| *last != after) {
+            let problem =
+                format!("its records do not go on from those of {before}: another state of the server wrote it");
+            found.push(SegmentDamage { id: record.id.clone(), problem });
+        }
+    }
+    found
 }
 
 /// Looks for holes in the records of segments, in the order of their log: predecessors that are not there, and
@@ -297,7 +414,11 @@ pub fn gaps<'a>(records: impl IntoIterator<Item = &'a SegmentRecord>) -> Vec<Gap
         if begins {
             ends_before = std::mem::take(&mut ends);
         }
-        let gap = |missing: String| Gap { before: record.id.clone(), missing };
+        let gap = |missing: String| Gap { before: record.id.clone(), missing, accepted: None };
+        if last.is_none() {
+            // Where the archive begins. Other parts of the first segment name the same predecessor.
+            known.extend(&record.meta.predecessor);
+        }
         if let (Some((last, before)), Some(predecessor)) = (last, &record.meta.predecessor) {
             let reach = if last.id == *predecessor { Some(before.end) } else { ends.last().copied() };
             if !known.contains(predecessor) {
@@ -328,6 +449,30 @@ mod tests {
         let meta =
             SegmentMeta { predecessor: predecessor.map(id), span: Some(Span { start, end }), ..SegmentMeta::default() };
         SegmentRecord { id: id(name), meta, bytes: end - start, stored_bytes: 1, stored: Timestamp::UNIX_EPOCH }
+    }
+
+    #[test]
+    fn the_parts_of_the_first_segment_are_no_holes() {
+        let part = |name: &str, start: u64, end: u64| record(name, Some("a"), start, end);
+        let parts = [part("b", 10, 20), part("b.0-3", 10, 13), part("b.3-6", 13, 16)];
+        assert!(gaps(&parts).is_empty() && gaps(&parts[1..]).is_empty());
+        assert_eq!(gaps([&parts[1], &part("b.4-6", 14, 16)])[0].missing, "the positions 13 to 14");
+        let next = record("d", Some("c"), 30, 40);
+        assert_eq!(gaps(parts.iter().chain([&next]))[0].missing, "the segment 1/c");
+    }
+
+    #[test]
+    fn records_that_do_not_go_on_are_a_break() {
+        let with = |mut record: SegmentRecord, after, last_record| {
+            (record.meta.after, record.meta.last_record) = (after, last_record);
+            record
+        };
+        let first = with(record("b", Some("a"), 10, 20), Some(8), Some(17));
+        let next = |after| with(record("c", Some("b"), 20, 30), after, Some(29));
+        assert!(breaks(&[first.clone(), next(Some(17))]).is_empty());
+        assert!(breaks(&[first.clone(), next(None)]).is_empty(), "what did not say is believed");
+        let found = breaks(&[first, next(Some(16))]);
+        assert!(found.len() == 1 && found[0].problem.contains("those of 1/b"), "{found:?}");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use crate::context::RunContext;
 use crate::engine::Candidate;
 use crate::error::{Error, ErrorKind, Result};
-use crate::log::{Gap, SegmentDamage, SegmentEntry, SegmentId, SegmentLog, SegmentRecord, gaps};
+use crate::log::{Gap, SegmentDamage, SegmentEntry, SegmentId, SegmentLog, SegmentRecord, breaks, gaps};
+use crate::names::SegmentName;
 use crate::position::Position;
 
 /// Records that are read at the same time.
@@ -55,8 +56,19 @@ pub struct LogOverview {
     pub chains: Vec<Chain>,
     /// Segments that are missing.
     pub gaps: Vec<Gap>,
-    /// Segments that cannot be read.
+    /// Segments that cannot be read, or whose records do not go on from those before.
     pub damage: Vec<SegmentDamage>,
+}
+
+/// What the names of notes begin with that accept a gap; the place of the gap follows.
+const GAP_NOTE: &str = "gap-";
+
+/// The name of the note that accepts the gap before `before`.
+///
+/// # Errors
+/// When the name of the segment is too long for it.
+pub fn gap_note(before: &SegmentId) -> Result<SegmentName> {
+    SegmentName::new(format!("{GAP_NOTE}{}-{}", before.timeline, before.name))
 }
 
 /// Reads the records of every segment of `log`. Works without a private key on a machine that may write.
@@ -78,8 +90,17 @@ pub async fn overview(cx: &RunContext, log: &SegmentLog) -> Result<LogOverview> 
     timelines.retain(|records| !records.is_empty());
     timelines.sort_by_key(|records| records[0].stored);
     let records: Vec<SegmentRecord> = timelines.into_iter().flatten().collect();
-    let gaps = gaps(&records);
-    Ok(LogOverview { chains: chains(&records, &gaps), gaps, damage })
+    let (mut gaps, breaks) = (gaps(&records), breaks(&records));
+    if !gaps.is_empty() {
+        let notes = log.notes().await?;
+        for gap in &mut gaps {
+            let name = gap_note(&gap.before)?;
+            gap.accepted = notes.iter().find(|(note, _)| *note == name).map(|(_, text)| text.clone());
+        }
+    }
+    let chains = chains(&records, &gaps, &breaks);
+    damage.extend(breaks);
+    Ok(LogOverview { chains, gaps, damage })
 }
 
 async fn read_some(
@@ -121,12 +142,14 @@ fn thinned(mut record: SegmentRecord) -> SegmentRecord {
     record
 }
 
-fn chains(records: &[SegmentRecord], gaps: &[Gap]) -> Vec<Chain> {
+fn chains(records: &[SegmentRecord], gaps: &[Gap], breaks: &[SegmentDamage]) -> Vec<Chain> {
     let mut chains: Vec<Chain> = Vec::new();
     for record in records {
         // Files beside the log have no span.
         let Some(span) = record.meta.span else { continue };
-        let is_broken = record.meta.predecessor.is_none() || gaps.iter().any(|gap| gap.before == record.id);
+        let is_broken = record.meta.predecessor.is_none()
+            || gaps.iter().any(|gap| gap.before == record.id)
+            || breaks.iter().any(|broken| broken.id == record.id);
         let (from, to) = (record.meta.marks.first(), record.meta.marks.last());
         match chains.last_mut().filter(|_| !is_broken) {
             Some(chain) => {
@@ -163,6 +186,21 @@ impl LogOverview {
     /// may begin a moment late (when that snapshot was finished), never early.
     #[must_use]
     pub fn windows(&self, candidates: &[Candidate]) -> Vec<Window> {
+        self.windows_of_chains(candidates).into_iter().map(|(_, window)| window).collect()
+    }
+
+    /// Accepts the gaps after which there is a snapshot to begin with: what lies before them is behind.
+    pub fn accept_bridged(&mut self, candidates: &[Candidate]) {
+        let Some((last, _)) = self.windows_of_chains(candidates).pop() else { return };
+        for gap in self.gaps.iter_mut().filter(|gap| gap.is_open()) {
+            if self.chains[..=last].iter().any(|chain| chain.first == gap.before) {
+                gap.accepted = Some("a snapshot was taken after it".to_owned());
+            }
+        }
+    }
+
+    /// The windows, each with the number of the chain that it lies in.
+    fn windows_of_chains(&self, candidates: &[Candidate]) -> Vec<(usize, Window)> {
         let mut windows = Vec::new();
         for (index, chain) in self.chains.iter().enumerate() {
             let begins = chain.from.unwrap_or(chain.stored);
@@ -179,7 +217,7 @@ impl LogOverview {
                 later && inside && record.started <= ends
             };
             if let Some(first) = candidates.iter().find(in_chain) {
-                windows.push(Window { from: first.record.finished.min(ends), to: ends });
+                windows.push((index, Window { from: first.record.finished.min(ends), to: ends }));
             }
         }
         windows
@@ -208,7 +246,7 @@ mod tests {
     use super::*;
     use crate::log::{Mark, SegmentMeta, Span};
     use crate::manifest::{Fingerprint, SourceOutcome, SourceRecord};
-    use crate::names::{SegmentName, SnapshotId, SourceName, Timeline};
+    use crate::names::{SnapshotId, SourceName, Timeline};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -252,8 +290,8 @@ mod tests {
     }
 
     fn overview_of(records: &[SegmentRecord]) -> LogOverview {
-        let gaps = gaps(records);
-        LogOverview { chains: chains(records, &gaps), gaps, damage: Vec::new() }
+        let (gaps, breaks) = (gaps(records), breaks(records));
+        LogOverview { chains: chains(records, &gaps, &breaks), gaps, damage: breaks }
     }
 
     #[test]
@@ -276,5 +314,29 @@ mod tests {
         let each = [snapshot(8, 9, 10), snapshot(44, 45, 44), snapshot(58, 59, 60)];
         assert_eq!(spans(&each), [(9, 29), (45, 49), (59, 69)]);
         assert_eq!(spans(&[snapshot(30, 31, 15)]), [], "another history, in which positions began anew");
+    }
+
+    #[test]
+    fn a_gap_is_accepted_when_a_snapshot_follows_it_and_a_break_ends_a_window() {
+        let mut strange = segment(60, 70, Some(50));
+        let mut records = vec![
+            segment(10, 20, None),
+            segment(20, 30, Some(10)),
+            segment(40, 50, Some(30)),
+            segment(50, 60, Some(40)),
+        ];
+        let open = |records: &[SegmentRecord], candidates: &[Candidate]| {
+            let mut log = overview_of(records);
+            log.accept_bridged(candidates);
+            log.gaps.iter().filter(|gap| gap.is_open()).count()
+        };
+        assert_eq!(open(&records, &[snapshot(8, 9, 10)]), 1);
+        assert_eq!(open(&records, &[snapshot(8, 9, 10), snapshot(44, 45, 44)]), 0);
+        records[3].meta.last_record = Some(58);
+        strange.meta.after = Some(57);
+        records.push(strange);
+        let log = overview_of(&records);
+        let windows = log.windows(&[snapshot(8, 9, 10), snapshot(44, 45, 44)]);
+        assert_eq!((windows.len(), log.damage.len(), windows[1].to), (2, 1, at(59)));
     }
 }

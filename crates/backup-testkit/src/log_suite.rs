@@ -19,7 +19,8 @@ macro_rules! log_conformance {
         $crate::log_conformance!(@tests $make,
             segments_round_trip, the_same_bytes_again_are_welcome, other_bytes_under_a_name_are_refused,
             of_two_writers_at_once_one_wins, listings_are_sorted_and_apart, what_is_missing_is_named,
-            a_source_of_bytes_that_fails_stores_nothing, check_finds_nothing_wrong_with_segments
+            a_source_of_bytes_that_fails_stores_nothing, check_finds_nothing_wrong_with_segments,
+            what_a_segment_was_made_of_is_known, notes_are_kept_and_never_replaced
         );
     };
     (@tests $make:path, $($name:ident),+) => {
@@ -60,6 +61,8 @@ fn meta(start: u64, end: u64) -> SegmentMeta {
         predecessor: Some(segment("1", "before")),
         span: Some(Span { start, end }),
         marks: vec![Mark { time: Timestamp::UNIX_EPOCH, position: end }],
+        after: Some(start.saturating_sub(8)),
+        last_record: Some(end.saturating_sub(8)),
         details: [("system".to_owned(), 7.into())].into(),
     }
 }
@@ -226,4 +229,32 @@ pub async fn check_finds_nothing_wrong_with_segments(log: Log) {
     for depth in [CheckDepth::References, CheckDepth::Data] {
         assert!(log.check(&cx, &source(), depth).await.expect("checked").is_empty());
     }
+}
+
+/// Bytes are compared with what a segment was made of.
+pub async fn what_a_segment_was_made_of_is_known(log: Log) {
+    let id = segment("1", "a");
+    let bytes = noise(100_000, 31);
+    log.put(&source(), &id, meta(0, 10), content(&bytes)).await.expect("store it");
+    assert!(log.holds(&source(), &id, content(&bytes)).await.expect("compare"));
+    for other in [noise(100_000, 32), bytes.slice(..99_999), Bytes::new()] {
+        assert!(!log.holds(&source(), &id, content(&other)).await.expect("compare"));
+    }
+    let missing = log.holds(&source(), &segment("1", "b"), content(&bytes)).await;
+    assert_eq!(missing.expect_err("there is none").kind(), ErrorKind::NotFound);
+}
+
+/// Notes belong to one source, and stay as they are.
+pub async fn notes_are_kept_and_never_replaced(log: Log) {
+    let name = |name: &str| SegmentName::new(name).expect("a valid name");
+    assert_eq!(log.notes(&source()).await.expect("there is none"), []);
+    log.add_note(&source(), &name("owner"), "one").await.expect("keep it");
+    log.add_note(&source(), &name("a"), "ä\n").await.expect("keep it");
+    let again = log.add_note(&source(), &name("owner"), "other").await;
+    assert_eq!(again.expect_err("it is there").kind(), ErrorKind::AlreadyExists);
+    let kept = [(name("a"), "ä\n".to_owned()), (name("owner"), "one".to_owned())];
+    assert_eq!(log.notes(&source()).await.expect("they are there"), kept);
+    let other = SourceName::new("main").expect("a valid name");
+    assert_eq!(log.notes(&other).await.expect("it has none"), []);
+    assert_eq!(log.timelines(&source()).await.expect("they are no segments"), []);
 }

@@ -11,14 +11,16 @@ use backup_core::log::{
     missing,
 };
 use backup_core::sink::CheckDepth;
-use backup_core::{RunContext, SourceName, Timeline};
+use backup_core::{RunContext, SegmentName, SourceName, Timeline};
 use jiff::Timestamp;
 
 type Segments = BTreeMap<(SourceName, SegmentId), (SegmentRecord, Arc<[u8]>)>;
 
+type Notes = BTreeMap<(SourceName, SegmentName), String>;
+
 /// See the module. Cheap to clone; clones share the segments.
 #[derive(Debug, Clone, Default)]
-pub struct MemoryLog(Arc<Mutex<Segments>>);
+pub struct MemoryLog(Arc<Mutex<Segments>>, Arc<Mutex<Notes>>);
 
 impl MemoryLog {
     fn with<T>(&self, work: impl FnOnce(&mut Segments) -> T) -> T {
@@ -92,6 +94,22 @@ impl LogStore for MemoryLog {
         let written = out.write_all(&bytes).and_then(|()| out.flush());
         written.map_err(|source| Error::from_io("cannot write the segment", source))?;
         Ok(record)
+    }
+
+    async fn add_note(&self, source: &SourceName, name: &SegmentName, text: &str) -> Result<()> {
+        let mut notes = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (source.clone(), name.clone());
+        if notes.contains_key(&key) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("the note {name} is there")));
+        }
+        notes.insert(key, text.to_owned());
+        Ok(())
+    }
+
+    async fn notes(&self, source: &SourceName) -> Result<Vec<(SegmentName, String)>> {
+        let notes = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = notes.iter().filter(|((owner, _), _)| owner == source);
+        Ok(of.map(|((_, name), text)| (name.clone(), text.clone())).collect())
     }
 
     async fn check(&self, _: &RunContext, _: &SourceName, _: CheckDepth) -> Result<Vec<SegmentDamage>> {

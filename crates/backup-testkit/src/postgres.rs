@@ -139,6 +139,22 @@ impl PrivatePostgres {
         standby
     }
 
+    /// Starts a server on a copy of this one's data directory, as somebody who copies a machine does. This one must be stopped.
+    ///
+    /// # Panics
+    /// When it cannot be copied, or does not start.
+    #[must_use]
+    pub fn clone_of_stopped(&self) -> Self {
+        let (bin, settings, port) = (self.bin.clone(), self.settings.clone(), self.port);
+        let folder = private_folder();
+        let data = folder.path().join("data");
+        let clone = Self { folder, bin, settings, port, data, etc: None };
+        run(command(Path::new("cp")).arg("-a").arg(self.data_folder()).arg(clone.data_folder()));
+        clone.write_settings();
+        clone.launch();
+        clone
+    }
+
     /// Starts it again after [`stop_immediately`](Self::stop_immediately).
     ///
     /// # Panics

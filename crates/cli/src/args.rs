@@ -25,7 +25,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage or plan, 3 partial, 10 no repository, 11 busy, \
-    12 wrong key, 20 damage found, 21 drill failed, 130 interrupted.";
+    12 wrong key, 20 damage found, 21 drill failed, 22 gap in a log, 130 interrupted.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Default, Args)]
@@ -99,6 +99,9 @@ pub enum Command {
     #[cfg(feature = "postgres")]
     #[command(subcommand)]
     Wal(WalCommand),
+    /// Commands of continuous logs, whatever server they are of
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Make key pairs, and say who can read the repository
     #[command(subcommand)]
     Key(KeyCommand),
@@ -112,6 +115,18 @@ pub enum Command {
     /// Print a page of the reference as Markdown
     #[command(hide = true)]
     Reference(ReferenceArgs),
+}
+
+impl Command {
+    /// Whether a server asks, which reads the exit code in its own way.
+    #[must_use]
+    pub fn is_asked_by_a_server(&self) -> bool {
+        #[cfg(feature = "postgres")]
+        let asked = matches!(self, Self::Wal(WalCommand::Fetch { .. }));
+        #[cfg(not(feature = "postgres"))]
+        let asked = false;
+        asked
+    }
 }
 
 /// A snapshot as a user names it.
@@ -419,7 +434,7 @@ pub enum WalCommand {
         source: Option<SourceName>,
     },
     /// Fetch one file of the log: `restore_command = 'stackward --plan PLAN --identity KEY wal fetch %f %p'`. Ends with 1
-    /// when the archive has none of this name
+    /// when the archive has none of this name, and above 125 when it failed, at which a server stops
     Fetch {
         /// The file's name, as `%f` gives it
         name: String,
@@ -442,6 +457,20 @@ pub enum WalCommand {
     Status {
         /// Only this source
         source: Option<SourceName>,
+    },
+}
+
+/// The commands below `log`.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Say that what is missing in a log is known: `status`, `verify` and `wal status` do not complain of it any more. No
+    /// recovery passes it all the same
+    AcceptGap {
+        /// The source
+        source: SourceName,
+        /// Only the gap before this segment, `TIMELINE/NAME` as `status` shows it [default: all gaps of the log]
+        #[arg(long, value_name = "SEGMENT")]
+        before: Option<String>,
     },
 }
 

@@ -10,6 +10,7 @@ mod follow;
 mod init;
 mod key;
 mod list;
+mod log;
 mod ls;
 mod recoverable;
 mod restore;
@@ -48,6 +49,7 @@ pub(crate) async fn run(session: &Session<'_>, command: &Command) -> Result<Exit
         #[cfg(feature = "redis")]
         Command::Redis(crate::args::RedisCommand::Follow(args)) => follow::run(session, args, Some("redis")).await,
         Command::Status(args) => session.unless_interrupted(status::run(session, args)).await,
+        Command::Log(command) => session.unless_interrupted(log::run(session, command)).await,
         Command::Key(command) => key::run(session, command).await,
         #[cfg(feature = "postgres")]
         Command::Wal(command) => wal::run(session, command).await,

@@ -25,6 +25,8 @@ pub enum Exit {
     Damage,
     /// A drill gave wrong answers, or a promise was missed.
     DrillFailed,
+    /// A continuous log has a gap that nobody knows of yet.
+    Gap,
     /// The user, or the system, told the program to stop.
     Interrupted,
     /// `status --check`: something should be looked at.
@@ -33,14 +35,41 @@ pub enum Exit {
     CheckCritical,
     /// `status --check`: it could not be looked at.
     CheckUnknown,
+    /// `wal fetch`: failed for a reason that has no code of its own.
+    FetchFailed,
+    /// `wal fetch`: the command line or the plan is wrong.
+    FetchUsage,
+    /// `wal fetch`: there is no repository.
+    FetchNoRepository,
+    /// `wal fetch`: someone else holds what is needed.
+    FetchBusy,
+    /// `wal fetch`: the key does not open the repository.
+    FetchWrongKey,
+    /// `wal fetch`: what is archived is damaged.
+    FetchDamage,
+    /// `wal fetch`: it is missing, and the archive goes on after it.
+    FetchGap,
 }
 
 impl Exit {
     /// What `status --check` ends with, in numerical order.
     pub const CHECK: [Self; 4] = [Self::Done, Self::CheckWarning, Self::CheckCritical, Self::CheckUnknown];
 
-    /// Every code, in numerical order; those of `status --check`, which follow the convention of monitoring, aside.
-    pub const ALL: [Self; 10] = [
+    /// What `wal fetch` ends with when it did not fetch, and not because the file is not there, in numerical order.
+    pub const FETCH: [Self; 8] = [
+        Self::Interrupted,
+        Self::FetchFailed,
+        Self::FetchUsage,
+        Self::FetchNoRepository,
+        Self::FetchBusy,
+        Self::FetchWrongKey,
+        Self::FetchDamage,
+        Self::FetchGap,
+    ];
+
+    /// Every code, in numerical order; those of `status --check`, which follow the convention of monitoring, and those of
+    /// `wal fetch`, which a server reads, aside.
+    pub const ALL: [Self; 11] = [
         Self::Done,
         Self::Failed,
         Self::Usage,
@@ -50,6 +79,7 @@ impl Exit {
         Self::WrongKey,
         Self::Damage,
         Self::DrillFailed,
+        Self::Gap,
         Self::Interrupted,
     ];
 
@@ -66,7 +96,15 @@ impl Exit {
             Self::WrongKey => 12,
             Self::Damage => 20,
             Self::DrillFailed => 21,
+            Self::Gap => 22,
             Self::Interrupted => 130,
+            Self::FetchFailed => 200,
+            Self::FetchUsage => 202,
+            Self::FetchNoRepository => 210,
+            Self::FetchBusy => 211,
+            Self::FetchWrongKey => 212,
+            Self::FetchDamage => 220,
+            Self::FetchGap => 222,
         }
     }
 
@@ -86,10 +124,42 @@ impl Exit {
             Self::WrongKey => ("wrong key", "The key at hand does not open the repository."),
             Self::Damage => ("damage found", "Stored bytes are not what was written; the output names what is hurt."),
             Self::DrillFailed => ("drill failed", "A drill gave wrong answers, or a promise of the plan was missed."),
+            Self::Gap => (
+                "gap",
+                "A continuous log lacks something, and no snapshot was taken since; what is there is sound. \
+                 `stackward backup` begins a new window; `stackward log accept-gap` says that it is known.",
+            ),
+            Self::FetchFailed => ("failed", "It failed; the message on stderr says why."),
+            Self::FetchUsage => ("usage or plan", "The command line or the plan is wrong."),
+            Self::FetchNoRepository => ("no repository", "There is no repository where the plan says."),
+            Self::FetchBusy => ("busy", "Someone else holds what is needed."),
+            Self::FetchWrongKey => ("wrong key", "The key at hand does not open the repository."),
+            Self::FetchDamage => ("damage found", "What is archived under this name is not what was written."),
+            Self::FetchGap => (
+                "gap",
+                "It is missing although the archive goes on after it, the server has no copy of its own in `pg_wal`, and \
+                 is no standby, which could get it from its primary.",
+            ),
             Self::CheckWarning => ("warning", "Something should be looked at; the output says what."),
             Self::CheckCritical => ("critical", "A promise of the plan is not kept, or there is no snapshot."),
             Self::CheckUnknown => ("unknown", "It could not be looked at; the message on stderr says why."),
             Self::Interrupted => ("interrupted", "Stopped by SIGINT or SIGTERM; nothing was committed."),
+        }
+    }
+
+    /// What `wal fetch` ends with instead. A server takes every code up to 125 for "there is no such file", which ends its
+    /// recovery there, and gives up at every other.
+    #[must_use]
+    pub fn of_fetch(self) -> Self {
+        match self {
+            Self::Usage => Self::FetchUsage,
+            Self::NoRepository => Self::FetchNoRepository,
+            Self::Busy => Self::FetchBusy,
+            Self::WrongKey => Self::FetchWrongKey,
+            Self::Damage => Self::FetchDamage,
+            Self::Gap => Self::FetchGap,
+            _ if self.code() > 125 => self,
+            _ => Self::FetchFailed,
         }
     }
 
@@ -122,8 +192,10 @@ mod tests {
     #[test]
     fn codes_are_those_that_scripts_know() {
         let codes = Exit::ALL.map(Exit::code);
-        assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 20, 21, 130]);
+        assert_eq!(codes, [0, 1, 2, 3, 10, 11, 12, 20, 21, 22, 130]);
         assert_eq!(Exit::CHECK.map(Exit::code), [0, 1, 2, 3]);
+        assert_eq!(Exit::FETCH.map(Exit::code), [130, 200, 202, 210, 211, 212, 220, 222]);
+        assert!(Exit::ALL.iter().all(|exit| exit.of_fetch().code() > 125), "a server must not take it for absence");
     }
 
     #[test]

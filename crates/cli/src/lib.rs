@@ -59,7 +59,20 @@ pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(signals::report_panic));
     let cancel = CancellationToken::new();
     let work = || run(std::env::args_os(), &World::real(), Terminal::of_process(), &cancel);
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(Exit::Failed).into()
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    ended.unwrap_or_else(|_| told_to(&arguments, Exit::Failed)).into()
+}
+
+/// An end that comes before, or instead of, that of the command: whoever asks for a file of a log must not take it for absence.
+fn told_to(arguments: &[OsString], exit: Exit) -> Exit {
+    let words: Vec<&str> = arguments.iter().skip(1).filter_map(|argument| argument.to_str()).collect();
+    let after_wal = words.iter().position(|word| *word == "wal").map(|at| &words[at + 1..]);
+    let fetches = after_wal.is_some_and(|rest| rest.contains(&"fetch"));
+    // A `restore_command` with a slip in it names a file of the log all the same; an `archive_command` names its path.
+    #[cfg(feature = "postgres")]
+    let fetches = fetches || words.iter().any(|word| word.parse::<engine_postgres::wal::WalFile>().is_ok());
+    if fetches { exit.of_fetch() } else { exit }
 }
 
 /// Runs one command line. Signals cancel `cancel` while a command works.
@@ -75,12 +88,24 @@ pub fn run<I: IntoIterator<Item: Into<OsString> + Clone>>(
         .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, &arguments, terminal),
+        Err(error) => match usage(&error, &arguments, terminal) {
+            Exit::Done => return Exit::Done,
+            exit => return told_to(&arguments, exit),
+        },
     };
     let output = Output::new(terminal, &cli.global);
     let session = Session { world, output: Arc::clone(&output), options: &cli.global, cancel: cancel.clone() };
     let ended = dispatch(&session, &cli.command);
-    let exit = ended.unwrap_or_else(|error| output.fail(&error));
+    let for_a_server = cli.command.is_asked_by_a_server();
+    let exit = ended.unwrap_or_else(|error| {
+        let exit = Exit::of(&error);
+        output.fail_with(&error, if for_a_server { exit.of_fetch() } else { exit })
+    });
+    // A server that asked for a file looks whether it came, not at what is said of it.
+    if for_a_server {
+        output.flush();
+        return exit;
+    }
     output.end(exit)
 }
 

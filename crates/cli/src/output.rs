@@ -22,7 +22,7 @@ use indicatif::MultiProgress;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub use human::{age, bytes, count, counted, moment, seconds, span, the};
+pub use human::{age, bytes, count, counted, moment, seconds, span, the, zoned};
 pub use style::Paint;
 pub use table::{Align, Table};
 
@@ -195,7 +195,11 @@ impl Output {
 
     /// Reports an error on standard error and, with `--json`, as the last line of standard output.
     pub fn fail(&self, error: &Error) -> Exit {
-        let exit = Exit::of(error);
+        self.fail_with(error, Exit::of(error))
+    }
+
+    /// The same with an exit code of the command's own.
+    pub fn fail_with(&self, error: &Error, exit: Exit) -> Exit {
         self.error(error);
         if self.format == Format::Json {
             self.json_line(&report::json(error, exit));

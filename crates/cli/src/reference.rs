@@ -33,8 +33,21 @@ fn exit_codes() -> String {
         let (name, meaning) = if exit == Exit::Done { ("ok", "Every promise is kept.") } else { exit.meaning() };
         page.push_str(&format!("| {} | {name} | {meaning} |\n", exit.code()));
     }
+    page.push_str(FETCH);
+    for exit in Exit::FETCH {
+        let (name, meaning) = exit.meaning();
+        page.push_str(&format!("| {} | {name} | {meaning} |\n", exit.code()));
+    }
     page
 }
+
+/// What a server makes of `restore_command`: `RestoreArchivedFile` in PostgreSQL's `xlogarchive.c`.
+const FETCH: &str = "\n`stackward wal fetch` is called by a server, which knows three ends of its `restore_command`: 0, the file is \
+there; 1 to 125, there is no such file, and a recovery ends here (a standby asks its primary); above 125 or by a signal, it could \
+not be told, and the server stops with a fatal error instead of coming up with what it has. So only an archive that was \
+looked at and has no file of the name is 1 here; everything else ends above 125, wrong arguments and defects of the program, \
+too:\n\n| code | name | meaning |\n|---:|---|---|\n| 0 | done | The file is there, whole and checked. |\n\
+| 1 | not there | The archive was looked at, and has no file of this name. |\n";
 
 fn commands() -> String {
     let mut root = Cli::command();

@@ -209,7 +209,8 @@ impl Cluster {
         }
         let search = recovery::find(cx, details, log, &chain, moment, None).await?;
         let Search::Found(way) = search else {
-            return Err(recovery::out_of_reach(&search, details, moment).with("snapshot", id));
+            let error = recovery::out_of_reach(cx, &search, details, (log, &chain), moment).await?;
+            return Err(error.with("snapshot", id));
         };
         self.remember(id, moment, log, &chain, &way)?;
         Ok(Some(way))

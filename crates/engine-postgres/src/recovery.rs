@@ -3,6 +3,7 @@
 //! Invariant: a server that recovers is always told where to stop, and everything up to there was read and checked before
 //! the first byte was written; a server without a target would come up early when something is missing, and say nothing.
 
+mod branches;
 mod choose;
 mod conf;
 mod hand_over;

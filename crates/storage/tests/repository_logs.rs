@@ -221,6 +221,89 @@ async fn damage_is_found_without_a_private_key() {
     assert!(read(&*reading, "d").await.is_ok());
 }
 
+type Hurt = fn(&mut Vec<u8>);
+
+/// However a stored copy was hurt, who pushes the same bytes again is not told that they are there: they are, afterwards.
+#[tokio::test]
+async fn a_damaged_copy_is_set_aside_for_a_sound_one() {
+    let place = Place::new();
+    place.create().await;
+    let long = logs(&place, &Unlock::default()).await;
+    let bytes = noise(50_000, 11);
+    put(&*long, "first", &bytes).await.unwrap();
+    let short = quick(&place).unwrap().unwrap();
+    let path = |name: &str| place.data().join("logs/db/00000001").join(name);
+    let sound = std::fs::read(path("first")).unwrap();
+    let hurts: [(&str, Hurt); 5] = [
+        ("last", |object| *object.last_mut().unwrap() ^= 1),
+        ("header", |object| object[40] ^= 1),
+        ("cut", |object| object.truncate(object.len() - 1)),
+        ("short", |object| object.truncate(9)),
+        ("empty", Vec::clear),
+    ];
+    for (way, name) in [("long", "a"), ("short", "b")] {
+        for (number, (what, hurt)) in hurts.iter().enumerate() {
+            let name = format!("{name}{number}");
+            let push = async |bytes: &Bytes| match way {
+                "long" => put(&*long, &name, bytes).await,
+                _ => short.put(&source("db"), &id(&name), SegmentMeta::default(), &mut Cursor::new(bytes.clone())),
+            };
+            push(&bytes).await.unwrap();
+            let mut object = std::fs::read(path(&name)).unwrap();
+            hurt(&mut object);
+            std::fs::write(path(&name), &object).unwrap();
+            // Who brings other bytes learns of those that were there, as long as anything tells.
+            if matches!(*what, "last" | "cut") {
+                assert_eq!(
+                    push(&noise(50_000, 12)).await.unwrap_err().kind(),
+                    ErrorKind::AlreadyExists,
+                    "{way} {what}"
+                );
+            }
+            let again = push(&bytes).await.unwrap();
+            assert!(matches!(again, Stored::Repaired { stored_bytes } if stored_bytes > 0), "{way} {what}: {again:?}");
+            assert_eq!(push(&bytes).await.unwrap(), Stored::Same, "{way} {what}");
+            let reading = logs(&place, &place.reading()).await;
+            assert!(read(&*reading, &name).await.unwrap() == bytes, "{way} {what}");
+            let aside = files(&place, "damaged/logs/db/00000001");
+            let kept = aside.iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&name));
+            let kept: Vec<Vec<u8>> = kept.map(|path| std::fs::read(path).unwrap()).collect();
+            assert!(kept == [object], "{way} {what}");
+        }
+    }
+    assert!(std::fs::read(path("first")).unwrap() == sound);
+    assert_eq!(files(&place, "logs/db/00000001").len(), 11, "no temporary file is left");
+}
+
+#[tokio::test]
+async fn a_segment_whose_key_object_is_gone_is_damaged_not_absent() {
+    let place = Place::new();
+    place.create().await;
+    put(&*logs(&place, &Unlock::default()).await, "a", &noise(1000, 1)).await.unwrap();
+    let is_log = |path: &&std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("log-");
+    std::fs::remove_file(files(&place, "keys").iter().find(is_log).unwrap()).unwrap();
+    let error = read(&*logs(&place, &place.reading()).await, "a").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+}
+
+#[tokio::test]
+async fn the_short_way_knows_the_notes_of_the_long_way() {
+    let place = Place::new();
+    place.create().await;
+    let long = logs(&place, &Unlock::default()).await;
+    put(&*long, "a", &noise(1000, 1)).await.unwrap();
+    let short = quick(&place).unwrap().unwrap();
+    let name = |name: &str| backup_core::SegmentName::new(name).unwrap();
+    assert_eq!(short.note(&source("db"), &name("one")).unwrap(), None);
+    long.add_note(&source("db"), &name("one"), "first").await.unwrap();
+    assert_eq!(short.note(&source("db"), &name("one")).unwrap().as_deref(), Some("first"));
+    assert_eq!(short.add_note(&source("db"), &name("one"), "x").unwrap_err().kind(), ErrorKind::AlreadyExists);
+    short.add_note(&source("db"), &name("two"), "second").unwrap();
+    assert_eq!(long.notes(&source("db")).await.unwrap()[1].1, "second");
+    assert!(short.holds(&source("db"), &id("a"), &mut Cursor::new(noise(1000, 1))).unwrap());
+    assert!(!short.holds(&source("db"), &id("a"), &mut Cursor::new(noise(1000, 2))).unwrap());
+}
+
 /// Whatever operation fails, a segment is there whole or not at all, and the next push succeeds.
 #[tokio::test]
 async fn a_store_that_fails_at_any_operation_leaves_no_half_segment() {

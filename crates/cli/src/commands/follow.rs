@@ -27,6 +27,10 @@ pub(crate) async fn run(session: &Session<'_>, args: &FollowArgs, engine: Option
     let parts = chosen(&stack, args, engine)?;
     let sink = stack.open(session, Access::Write).await?;
     let logs = logs_of(sink.as_ref())?;
+    for (part, _) in &parts {
+        let log = SegmentLog::new(Arc::clone(&logs), part.name().clone());
+        session.unless_interrupted(super::log::claim(&log, &stack.plan.name)).await?;
+    }
     let observer = observer(session);
     let mut following = JoinSet::new();
     for (part, follower) in parts {

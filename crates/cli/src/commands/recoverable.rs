@@ -40,13 +40,14 @@ impl Recoverable {
         let candidates = candidates(sink, &stack.plan.name, part.name()).await?;
         let candidates: Vec<Candidate> =
             candidates.into_iter().filter(|candidate| candidate.record.is_complete()).collect();
-        let log = match logs {
+        let mut log = match logs {
             Some(logs) => {
                 let log = SegmentLog::new(Arc::clone(logs), part.name().clone());
                 cx.unless_cancelled(overview(&cx, &log)).await?
             }
             None => LogOverview::default(),
         };
+        log.accept_bridged(&candidates);
         let windows = log.windows(&candidates);
         let snapshot = candidates.last().map(|candidate| candidate.record.started);
         Ok(Self { log, windows, snapshot })

@@ -23,6 +23,9 @@ use crate::stack::{Access, Part, Stack};
 /// A followed source whose archive is older than this is not being followed, whatever is promised.
 const LAG_LIMIT: Duration = Duration::from_mins(15);
 
+/// What can be done about a gap.
+const GAP_ADVICE: &str = "`stackward backup` begins a new window; `stackward log accept-gap` says that it is known";
+
 pub(crate) async fn run(session: &Session<'_>, args: &StatusArgs) -> Result<Exit> {
     let looked = look(session, args).await;
     match looked {
@@ -129,8 +132,8 @@ fn problems(
     if followed && lag.is_some() && windows.is_empty() {
         add(Gravity::Warning, "nothing was followed yet: it can be recovered to snapshots only".to_owned());
     }
-    for gap in &log.gaps {
-        add(Gravity::Warning, format!("{} is missing before {}", gap.missing, gap.before));
+    for gap in log.gaps.iter().filter(|gap| gap.is_open()) {
+        add(Gravity::Warning, format!("{} is missing before {}: {GAP_ADVICE}", gap.missing, gap.before));
     }
     for damaged in &log.damage {
         add(Gravity::Warning, format!("{}: {}", damaged.id, damaged.problem));
@@ -145,7 +148,7 @@ fn tell(session: &Session<'_>, args: &StatusArgs, found: &[Status]) -> Exit {
     }
     for status in found {
         for earlier in status.windows.iter().rev().skip(1).take(EARLIER_SHOWN) {
-            let (from, to) = (output::moment(earlier.from), output::moment(earlier.to));
+            let (from, to) = (output::zoned(earlier.from), output::zoned(earlier.to));
             out.line(format!("{}: also from {from} to {to}", status.source));
         }
         for problem in &status.problems {
@@ -182,14 +185,15 @@ fn table(found: &[Status]) -> Table {
     for status in found {
         let moment = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), output::moment);
         let window = status.windows.last();
+        let zoned = |time: Option<Timestamp>| time.map_or_else(|| "-".to_owned(), output::zoned);
         let lag =
             status.lag_seconds.map_or_else(|| "everything".to_owned(), |lag| output::age(Duration::from_secs(lag)));
-        let holes = status.gaps.len().to_string();
+        let holes = status.gaps.iter().filter(|gap| gap.is_open()).count().to_string();
         table.row([
             status.source.as_str(),
             &moment(status.snapshot),
-            &moment(window.map(|window| window.from)),
-            &moment(window.map(|window| window.to)),
+            &zoned(window.map(|window| window.from)),
+            &zoned(window.map(|window| window.to)),
             &lag,
             &holes,
         ]);

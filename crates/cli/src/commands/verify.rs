@@ -18,6 +18,8 @@ use crate::stack::{Access, Stack, choose, latest};
 
 const LOG_ADVICE: &str = "no moment after such a segment can be reached from a snapshot before it: run `stackward backup` \
     now, which begins a new window, and look at the disk";
+const GAP_ADVICE: &str = "no recovery passes a gap: `stackward backup` begins a new window behind it, and `stackward log \
+    accept-gap` says that it is known";
 /// So many of a tree's damaged files are named.
 const MAX_FILES: usize = 10;
 
@@ -32,7 +34,7 @@ pub(crate) async fn run(session: &Session<'_>, args: &VerifyArgs) -> Result<Exit
         DepthArg::Structure => structure(session, &stack, &sink, &snapshots).await?,
         DepthArg::Manifest | DepthArg::Data => Structure::default(),
     };
-    let logs = logs::check(session, &stack, sink.as_ref(), depth).await?;
+    let logs = logs::check(session, &stack, sink.as_ref(), args.depth).await?;
     Ok(tell(session, &snapshots, &check, &structure, &logs))
 }
 
@@ -136,17 +138,30 @@ fn tell(
     for LogFinding { source, segment, problem } in &logs.findings {
         out.line(format!("{} {source}: segment {segment}: {problem}", out.paint().error("damaged:")));
     }
+    for LogFinding { source, segment, problem } in &logs.gaps {
+        out.line(format!("{} {source}: segment {segment}: {problem}", out.paint().warning("gap:")));
+    }
+    for known in &logs.accepted {
+        out.note(known);
+    }
     for what in structure.checked.iter().chain(&logs.checked) {
         out.summary(what);
     }
     let snapshots_whole = check.damage.is_empty() && structure.findings.is_empty() && structure.unreadable.is_empty();
     let whole = snapshots_whole && logs.findings.is_empty();
-    let exit = if whole { Exit::Done } else { Exit::Damage };
+    let exit = match (whole, logs.gaps.is_empty()) {
+        (true, true) => Exit::Done,
+        (true, false) => Exit::Gap,
+        (false, _) => Exit::Damage,
+    };
     let (amount, objects) =
         (output::counted(snapshots.len() as u64, "snapshot"), output::counted(check.objects, "object"));
     let looked = format!("{amount}: {objects}, {} read", output::bytes(check.bytes));
     if whole {
         out.summary(format!("{looked}; {}", out.paint().good("no damage found")));
+        if exit == Exit::Gap {
+            out.complain("something is missing in the logs", Some(GAP_ADVICE));
+        }
     } else if snapshots_whole {
         out.complain("damage found in the logs", Some(LOG_ADVICE));
     } else {
@@ -156,7 +171,7 @@ fn tell(
         "snapshots": snapshots, "objects": check.objects, "bytes": check.bytes, "damage": check.damage,
         "findings": structure.findings, "checked": structure.checked,
         "unreadable": structure.unreadable, "notes": check.notes, "skipped": structure.skipped,
-        "logs": logs.checked, "log_findings": logs.findings,
+        "logs": logs.checked, "log_findings": logs.findings, "log_gaps": logs.gaps,
     });
     out.result("verify", exit, &body);
     exit

@@ -1,6 +1,7 @@
 //! `stackward wal`: a real server archives through `wal push`, another one recovers through `wal fetch`.
 
 mod agree;
+mod estranged;
 mod full_disk;
 
 use std::os::unix::fs::PermissionsExt;
@@ -117,6 +118,13 @@ fn a_server_archives_and_another_recovers_from_what_it_archived() {
     let recovered = recover(&archive, &base, &target);
     assert_eq!(recovered.sql("postgres", "select count(*), sum(n) from t"), "6000|21000");
     assert!(recovered.log().contains("restored log file"), "{}", recovered.log());
+
+    // A segment in the midst of them is damaged: the server stops, and does not come up with what it had so far.
+    let damaged = &archive.segments()[3];
+    crate::support::flip_a_bit(damaged);
+    let stopped = std::panic::catch_unwind(|| recover(&archive, &base, "archive_mode = 'off'"));
+    let said = stopped.unwrap_err().downcast::<String>().unwrap();
+    assert!(said.contains("exit code 220") && !said.contains("selected new timeline"), "{said}");
 }
 
 #[test]
@@ -134,6 +142,26 @@ fn pushing_again_succeeds_and_what_does_not_belong_is_refused() {
     };
     let again = copy(&name);
     assert!(archive.good(&["--json", "wal", "push", again.to_str().unwrap()]).contains("\"new\":false"));
+
+    // Another plan with a source of this name.
+    let plan = std::fs::read_to_string(archive.path("stackward.yaml")).unwrap();
+    std::fs::write(archive.path("other.yaml"), plan.replace("name: small", "name: other")).unwrap();
+    let (code, said) = archive.bad(&["--plan", "other.yaml", "wal", "push", &name]);
+    assert!(code == 1 && said.contains("is that of the plan `small`, not of `other`"), "{code} {said}");
+    assert!(said.contains("give the source another name"), "{said}");
+
+    // The stored copy is not sound any more: it is repaired while the server has the segment.
+    let stored = archive.segments().remove(0);
+    let sound = std::fs::read(&stored).unwrap();
+    for hurt in [&sound[..sound.len() - 1], &[]] {
+        std::fs::write(&stored, hurt).unwrap();
+        let pushed = archive.run(&["wal", "push", &name, "--json"]);
+        let (told, warned) = (text(&pushed.stdout), text(&pushed.stderr));
+        assert!(pushed.status.success() && told.contains("\"repaired\":true"), "{told}{warned}");
+        assert!(archive.good(&["--json", "wal", "push", &name]).contains("\"new\":false"));
+        archive.good(&["--identity", "stackward.key", "wal", "fetch", &name, "fetched"]);
+        assert!(std::fs::read(archive.path("fetched")).unwrap() == std::fs::read(&segment).unwrap());
+    }
 
     // Other bytes under the same name.
     let mut bytes = std::fs::read(&again).unwrap();
@@ -188,11 +216,34 @@ fn what_is_missing_is_told_at_the_push_by_status_and_by_fetch() {
     assert!(text(&pushed.stderr).contains(&format!("{} is not in the archive", names[1])), "{}", text(&pushed.stderr));
 
     let (code, said) = archive.bad(&["wal", "status"]);
-    assert!(code == 20 && said.contains(&format!("{} is missing", names[1])), "{code} {said}");
+    assert!(code == 22 && said.contains(&format!("{} is missing", names[1])), "{code} {said}");
+    assert!(said.contains("`stackward log accept-gap`"), "{said}");
     let fetch = |name: &str| archive.bad(&["--identity", "stackward.key", "wal", "fetch", name, "fetched"]);
-    assert_eq!(fetch(&names[1]).0, 1);
+    // Only what is not there ends with 1; at what is missing in the midst, and at every failure, a server must stop.
+    let (code, said) = fetch(&names[1]);
+    assert!(code == 222 && said.contains("goes on after it"), "{code} {said}");
+    std::fs::write(archive.path("standby.signal"), "").unwrap();
+    std::fs::create_dir(archive.path("pg_wal")).unwrap();
+    run_tool(tool("chown").arg("postgres:postgres").arg(archive.path("pg_wal")));
+    assert_eq!(
+        archive.bad(&["--identity", "stackward.key", "wal", "fetch", &names[1], "pg_wal/fetched"]).0,
+        1,
+        "a standby"
+    );
     assert_eq!(fetch("00000002.history").0, 1);
-    assert_eq!(fetch("nonsense").0, 2);
+    assert_eq!(fetch("0000000100000000000000F0").0, 1);
+    assert_eq!(fetch("nonsense").0, 202);
+    for (words, code) in [
+        (&["wal", "fetch", &names[3]][..], 202),
+        (&["wal", "fetsch", &names[3], "fetched"], 202),
+        (&["--plan", "nowhere.yaml", "wal", "fetch", &names[3], "fetched"], 202),
+        (&["wal", "fetch", &names[3], "fetched", "--source", "nobody"], 202),
+        (&["--identity", "stackward.yaml", "wal", "fetch", &names[3], "fetched"], 212),
+        (&["--identity", "stackward.key", "wal", "fetch", &names[3], "no/such/folder/fetched"], 200),
+    ] {
+        let (found, said) = archive.bad(words);
+        assert!(found == code || (found > 125 && code == 212), "{words:?}: {found} {said}");
+    }
     assert!(!archive.path("fetched").exists());
     assert_eq!(fetch(&names[2]).0, 0);
     assert!(std::fs::read(archive.path("fetched")).unwrap() == std::fs::read(&again).unwrap());
@@ -201,7 +252,18 @@ fn what_is_missing_is_told_at_the_push_by_status_and_by_fetch() {
     std::fs::rename(archive.path("repository"), archive.path("gone")).unwrap();
     assert_eq!(fetch(&names[3]).0, 0);
     assert!(!archive.path("stackward-ahead-main-db").exists());
-    assert_eq!(fetch(&names[2]).0, 10);
+    assert_eq!(fetch(&names[2]).0, 210);
+    std::fs::rename(archive.path("gone"), archive.path("repository")).unwrap();
+    crate::support::flip_a_bit(&timeline.join(&names[3]));
+    assert_eq!(fetch(&names[3]).0, 220);
+
+    // Somebody says that the gap is known.
+    archive.good(&["log", "accept-gap", "main-db"]);
+    let status = archive.run(&["wal", "status"]);
+    let told = text(&status.stdout) + &text(&status.stderr);
+    assert!(status.status.success() && told.contains("accepted on 20"), "{told}");
+    let (code, said) = archive.bad(&["log", "accept-gap", "main-db", "--before", "00000001/nothing"]);
+    assert!(code == 1 && said.contains("has no gap before"), "{code} {said}");
 }
 
 /// A receiver beside the test; killed when dropped.
@@ -413,7 +475,7 @@ fn a_slot_that_was_dropped_and_a_log_that_is_gone_are_told() {
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("was dropped on the server"), "{said}");
     assert!(said.contains("the archived log has a gap"), "{said}");
-    assert_eq!(archive.machine.run("wal status").status.code(), Some(20));
+    assert_eq!(archive.machine.run("wal status").status.code(), Some(22));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use backup_core::position::Lsn;
 use backup_core::{RunContext, SegmentLog};
 use jiff::Timestamp;
 
+use super::branches::{holders, point, told};
 use super::way::{Branch, Search, Way, find, timeline};
 use crate::physical::PhysicalDetails;
 use crate::wal::Chain;
@@ -67,7 +68,14 @@ pub(crate) async fn choose(
         // Behind the next snapshot was looked already.
         let until = newer.filter(|(timeline, _)| is_somewhere && timeline == leads_to).map(|(_, until)| until);
         match find(cx, details, log, chain, moment, until).await? {
-            Search::Found(way) => return Ok(((*id).clone(), way)),
+            Search::Found(way) => {
+                // What was left behind is not what is meant, unless somebody says so.
+                let newest = physical.last().map_or(*leads_to, |(.., newest)| *newest);
+                if *leads_to < newest && window.to.is_some() {
+                    return Err(point(window.refuse(moment), &[*leads_to], &[newest]));
+                }
+                return Ok(((*id).clone(), way));
+            }
             Search::TooEarly => {}
             Search::NotThere { time, .. } => {
                 window.to = window.to.max(time);
@@ -78,7 +86,11 @@ pub(crate) async fn choose(
         }
         newer = Some((*leads_to, details.stop_lsn));
     }
-    Err(window.refuse(moment))
+    let backups: Vec<&PhysicalDetails> = physical.iter().map(|(_, details, _)| details).collect();
+    let mut followed: Vec<u32> = physical.iter().map(|(.., leads_to)| *leads_to).collect();
+    followed.dedup();
+    let holders = holders(cx, &backups, log, chain, moment, &followed).await?;
+    Err(point(window.refuse(moment), &holders, &followed))
 }
 
 /// What can be recovered to.
@@ -90,8 +102,8 @@ struct Window {
 impl Window {
     fn refuse(&self, moment: &Moment) -> Error {
         let window = match (self.from, self.to) {
-            (Some(from), Some(to)) => format!("from {from} to {to}"),
-            (Some(from), None) => format!("from {from} on"),
+            (Some(from), Some(to)) => format!("from {} to {}", told(whole(from)), told(to)),
+            (Some(from), None) => format!("from {} on", told(whole(from))),
             _ => "nothing".to_owned(),
         };
         Error::new(ErrorKind::NotFound, format!("{moment} lies outside of what can be recovered: {window}"))
@@ -99,8 +111,25 @@ impl Window {
     }
 }
 
+/// The second that has begun when `time` has passed: a window must not seem to begin before it does.
+fn whole(time: Timestamp) -> Timestamp {
+    let past = time.subsec_nanosecond() > 0;
+    Timestamp::from_second(time.as_second() + i64::from(past)).unwrap_or(time)
+}
+
 /// The error of a restore of one snapshot to a moment that cannot be reached from it.
-pub(crate) fn out_of_reach(search: &Search, details: &PhysicalDetails, moment: &Moment) -> Error {
+///
+/// # Errors
+/// When it cannot be told where the moment is.
+pub(crate) async fn out_of_reach(
+    cx: &RunContext,
+    search: &Search,
+    details: &PhysicalDetails,
+    (log, chain): (&SegmentLog, &Chain),
+    moment: &Moment,
+) -> Result<Error> {
     let to = if let Search::NotThere { time, .. } = search { *time } else { None };
-    Window { from: Some(details.stopped), to }.refuse(moment)
+    let error = Window { from: Some(details.stopped), to }.refuse(moment);
+    let followed = [timeline(chain, details, Branch::of(log)?)?];
+    Ok(point(error, &holders(cx, &[details], log, chain, moment, &followed).await?, &followed))
 }

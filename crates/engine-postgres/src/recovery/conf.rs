@@ -40,8 +40,15 @@ pub(crate) fn settings(way: Option<(&Way, Supply)>, copy: Copy, about: &str) -> 
     }
     if let Some((way, supply)) = way {
         lines.push_str(&match supply {
-            Supply::Staged => format!("restore_command = 'cp \"{STAGE}/%f\" \"%p\"'\n"),
-            Supply::HandedOver => format!("restore_command = 'sh {STAGE}/{SCRIPT} \"%f\" \"%p\"'\n"),
+            // The server takes every end up to 125 for "there is none", and would come up with what it has.
+            Supply::Staged => format!(
+                "restore_command = 'if [ -e \"{STAGE}/%f\" ]; then cp \"{STAGE}/%f\" \"%p\" || exit 200; \
+                 else [ -d \"{STAGE}\" ] && exit 1; exit 200; fi'\n"
+            ),
+            // A shell that finds no script ends with 2.
+            Supply::HandedOver => {
+                format!("restore_command = '[ -r {STAGE}/{SCRIPT} ] || exit 200; sh {STAGE}/{SCRIPT} \"%f\" \"%p\"'\n")
+            }
         });
         lines.push_str(&format!("recovery_end_command = 'rm -rf {STAGE}'\n"));
         match way.stop {
@@ -138,6 +145,30 @@ mod tests {
             assert_eq!(without_settings(&with), "work_mem = 1\njit = on\n");
         }
         assert!(!settings(None, Copy::InPlace, "x").contains("recovery_target"));
+    }
+
+    /// To the server 1 means that there is no such file, and it comes up with what it has; above 125 that nobody can tell.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test runs what the server runs")]
+    fn a_file_that_cannot_be_copied_is_not_taken_for_absent() {
+        for (supply, ending) in [(Supply::Staged, ""), (Supply::HandedOver, ".history")] {
+            let text = settings(Some((&way(Stop::Consistent), supply)), Copy::Beside, "x");
+            let command = text.lines().find_map(|line| line.strip_prefix("restore_command = '")).unwrap();
+            let command = command.strip_suffix('\'').unwrap();
+            let data = tempfile::tempdir().unwrap();
+            let stage = data.path().join(STAGE);
+            let ask = |name: &str| {
+                let command = command.replace("%f", &format!("{name}{ending}")).replace("%p", "pg_wal/RECOVERYXLOG");
+                let mut sh = std::process::Command::new("sh");
+                sh.args(["-c", &command]).current_dir(data.path()).stderr(std::process::Stdio::null());
+                sh.status().unwrap().code().unwrap()
+            };
+            assert!(ask("a") > 125, "{supply:?}: the folder is gone");
+            std::fs::create_dir_all(stage.join(format!("c{ending}"))).unwrap();
+            std::fs::write(stage.join(SCRIPT), include_str!("hand_over.sh")).unwrap();
+            std::fs::write(stage.join(format!("a{ending}")), "a").unwrap();
+            assert_eq!((ask("a"), ask("b"), ask("c")), (0, 1, 200), "{supply:?}");
+        }
     }
 
     #[test]

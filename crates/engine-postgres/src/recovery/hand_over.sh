@@ -4,6 +4,7 @@
 # This ends with 1 when there is no such file; and with 200, at which the server gives up, when that process is gone: what was
 # handed over so far must not be taken for the whole log.
 here=pg_wal/stackward
+[ -d "$here" ] || exit 200
 case $1 in
 *.history)
     # All that there are, from the beginning.

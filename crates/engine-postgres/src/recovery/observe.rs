@@ -56,12 +56,14 @@ pub(super) struct Search {
     pub(super) too_early: bool,
     /// The latest time that any record tells.
     pub(super) last_time: Option<Timestamp>,
+    /// Where the last record that tells a time begins.
+    pub(super) last_at: Option<Lsn>,
     pub(super) records: u64,
 }
 
 impl Search {
     pub(super) fn new(wanted: Wanted, consistent: Lsn) -> Self {
-        Self { wanted, consistent, found: None, too_early: false, last_time: None, records: 0 }
+        Self { wanted, consistent, found: None, too_early: false, last_time: None, last_at: None, records: 0 }
     }
 
     /// Whether nothing that follows can change the answer.
@@ -98,6 +100,7 @@ impl Observer for Search {
             && let End::Transaction { time, .. } | End::Point { time, .. } = &record.what
         {
             self.last_time = self.last_time.max(Some(*time));
+            self.last_at = Some(record.start);
         }
     }
 }

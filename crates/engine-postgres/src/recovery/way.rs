@@ -9,6 +9,7 @@ use backup_core::position::Lsn;
 use backup_core::{RunContext, SegmentLog};
 use jiff::Timestamp;
 
+use super::branches;
 use super::observe::{self, Mark, Wanted};
 use crate::physical::PhysicalDetails;
 use crate::wal::{Chain, SegmentSize, WalFile, WalSegment, Walker, last_mark, walk};
@@ -105,7 +106,8 @@ pub(crate) enum Search {
 ///
 /// # Errors
 /// [`ErrorKind::Incomplete`] when a segment or a history is missing, [`ErrorKind::Damaged`] when one is not whole, with its
-/// name; [`ErrorKind::Unsupported`] when the archive is that of another server.
+/// name; [`ErrorKind::Unsupported`] when the archive is that of another server; [`ErrorKind::NotFound`] when the server that
+/// went on, on the timeline that is followed, was not there at the moment, and another timeline has it.
 pub(crate) async fn find(
     cx: &RunContext,
     details: &PhysicalDetails,
@@ -114,6 +116,27 @@ pub(crate) async fn find(
     moment: &Moment,
     until: Option<Lsn>,
 ) -> Result<Search> {
+    let (search, skipped) = seek(cx, details, log, chain, moment, until).await?;
+    match (&search, skipped) {
+        (Search::Found(way), Some(left)) => {
+            branches::refuse_skipped(cx, details, log, chain, moment, way, left).await?;
+        }
+        (Search::Found(way), None) => branches::tell_others(cx, log, chain, moment, way).await?,
+        _ => {}
+    }
+    Ok(search)
+}
+
+/// The same, whatever other timelines have; and, when the moment lies between what was replayed of one timeline and the first
+/// that the next one tells, where that one was left.
+pub(super) async fn seek(
+    cx: &RunContext,
+    details: &PhysicalDetails,
+    log: &SegmentLog,
+    chain: &Chain,
+    moment: &Moment,
+    until: Option<Lsn>,
+) -> Result<(Search, Option<Lsn>)> {
     let wanted = Wanted::of(moment)?;
     let system = same_server(details, chain)?;
     let too_early = match &wanted {
@@ -122,7 +145,7 @@ pub(crate) async fn find(
         _ => false,
     };
     if too_early {
-        return Ok(Search::TooEarly);
+        return Ok((Search::TooEarly, None));
     }
     let timeline = timeline(chain, details, Branch::of(log)?)?;
     let road = Road::lay(details, chain, timeline, until)?;
@@ -147,7 +170,24 @@ pub(crate) async fn find(
         }
         trip.refuse_damage(*segment, chain)?;
     }
-    finish(log, chain, details, &road, trip, &wanted).await
+    let skipped = skipped(chain, &road, details, &trip.search, &wanted)?;
+    Ok((finish(log, chain, details, &road, trip, &wanted).await?, skipped))
+}
+
+/// Where the last timeline before the moment was left, when nothing of the moment's own time was replayed since.
+fn skipped(
+    chain: &Chain,
+    road: &Road,
+    details: &PhysicalDetails,
+    search: &observe::Search,
+    wanted: &Wanted,
+) -> Result<Option<Lsn>> {
+    let Wanted::Time(_) = wanted else { return Ok(None) };
+    let stop = search.found.map_or(Lsn(u64::MAX), |mark| mark.record.0);
+    let left = chain.ancestry(road.timeline)?.into_iter().filter_map(|(_, left)| left);
+    let since =
+        |left: &Lsn| *left > details.start_lsn && *left <= stop && search.last_at.is_none_or(|last| last < *left);
+    Ok(left.filter(since).next_back())
 }
 
 /// How far a walk came.

@@ -172,6 +172,33 @@ impl Chain {
         whole.max(pieces)
     }
 
+    /// The segments of a timeline, in order; of the last one there may be pieces only.
+    #[must_use]
+    pub fn held(&self, timeline: u32) -> Vec<WalSegment> {
+        let whole = self.segments.get(&timeline).into_iter().flatten().copied();
+        let last = self.pieces.range((timeline, 0)..=(timeline, u64::MAX)).next_back().map(|((_, number), _)| *number);
+        let numbers: BTreeSet<u64> = whole.chain(last).collect();
+        numbers.into_iter().map(|number| WalSegment::numbered(timeline, number, self.size)).collect()
+    }
+
+    /// Where the ways to two timelines part; `None` when one is on the way to the other and is not left.
+    #[must_use]
+    pub fn fork(&self, one: u32, other: u32) -> Option<Lsn> {
+        let (one, other) = (self.ancestry(one).ok()?, self.ancestry(other).ok()?);
+        let mut common = Lsn(0);
+        for ((timeline, left), (beside, left_beside)) in one.iter().zip(&other) {
+            if timeline != beside {
+                return Some(common);
+            }
+            let end = |left: &Option<Lsn>| left.unwrap_or(Lsn(u64::MAX));
+            common = end(left).min(end(left_beside));
+            if left != left_beside {
+                return Some(common);
+            }
+        }
+        None
+    }
+
     /// What is archived, timeline by timeline.
     #[must_use]
     pub fn spans(&self) -> Vec<Span> {
@@ -180,9 +207,7 @@ impl Chain {
 
     fn span(&self, timeline: u32) -> Option<Span> {
         let whole = self.segments.get(&timeline);
-        // The last segment may be there in pieces only.
-        let tail = self.pieces.range((timeline, 0)..=(timeline, u64::MAX)).next_back().map(|((_, number), _)| *number);
-        let numbers: BTreeSet<u64> = whole.into_iter().flatten().copied().chain(tail).collect();
+        let numbers: BTreeSet<u64> = self.held(timeline).into_iter().map(|held| held.number(self.size)).collect();
         let named = |number: &u64| WalSegment::numbered(timeline, *number, self.size).to_string();
         Some(Span {
             timeline,
@@ -341,6 +366,17 @@ pub(super) mod tests {
 
     fn names(segments: &[WalSegment]) -> Vec<(u32, u32)> {
         segments.iter().map(|segment| (segment.timeline, segment.segment)).collect()
+    }
+
+    #[test]
+    fn timelines_part_where_the_first_of_them_was_left() {
+        let chain =
+            chain(&[(1, &[3]), (2, &[4]), (3, &[5])], &[(2, &[(1, 7)]), (3, &[(1, 7), (2, 9)]), (4, &[(1, 5)])]);
+        let fork = |one, other| chain.fork(one, other).map(|lsn| lsn.0);
+        assert_eq!(
+            (fork(1, 2), fork(2, 1), fork(2, 3), fork(1, 3), fork(3, 4), fork(3, 3)),
+            (Some(7), Some(7), Some(9), Some(7), Some(5), None)
+        );
     }
 
     #[test]

@@ -41,8 +41,13 @@ fn partial(to: &Path) -> PathBuf {
     partial.into()
 }
 
+/// Of writing. A folder that is not there must not look like a file that the archive does not have.
 fn failed(to: &Path, error: std::io::Error) -> Error {
-    Error::io("cannot write the file of the write-ahead log", to, error)
+    let message = "cannot write the file of the write-ahead log";
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return Error::new(ErrorKind::Io, message).caused_by(error).with("path", to.display());
+    }
+    Error::io(message, to, error)
 }
 
 fn place(written: Result<()>, partial: &Path, to: &Path) -> Result<()> {
@@ -153,5 +158,13 @@ mod tests {
         assert_eq!(cover(vec![(1, 9)]), []);
         assert_eq!(cover(vec![(0, 4), (6, 9)]), [(0, 4)]);
         assert_eq!(cover(vec![(0, 4), (2, 9), (4, 6)]), [(0, 4), (2, 9)]);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_missing_is_no_segment_that_is_missing() {
+        let log = SegmentLog::new(Arc::new(MemoryLog::default()), SourceName::new("db").unwrap());
+        let segment = WalSegment::numbered(1, 3, SegmentSize::DEFAULT);
+        let error = fetch(&log, WalFile::Segment(segment), Path::new("/nowhere/at/all")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
     }
 }

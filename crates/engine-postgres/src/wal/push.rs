@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::history::{History, MAX_HISTORY_BYTES};
+use super::join::Edges;
 use super::names::{WalFile, WalSegment};
 use super::page::{PAGE_HEADER_BYTES, PageHeader};
 
@@ -55,6 +56,8 @@ pub fn describe(path: &Path) -> Result<Pushed> {
             if let WalFile::Partial(_) = file {
                 (meta.predecessor, meta.span) = (None, None);
             } else {
+                rewind(&mut content).map_err(failed)?;
+                Edges::read(&mut content, segment, size, header.system)?.tell(&mut meta);
                 // The time of the file's last change: from then on it was full.
                 let time = status.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
                 meta.marks.extend(time.map(|time| Mark { time, position: segment.end(size).0 }));

@@ -5,6 +5,7 @@
 
 mod begin;
 mod depot;
+mod join;
 mod stage;
 mod timelines;
 
@@ -23,6 +24,7 @@ use crate::server::Server;
 use crate::wire::{Connection, Purpose, Received, Reply, Started, SystemIdentity, WalStream, server_error};
 use begin::Begin;
 use depot::Depot;
+use join::Join;
 use stage::Stage;
 
 /// The waits between attempts to reach a server, or a sink, that is away: this, doubled each time, up to the second.
@@ -71,6 +73,8 @@ impl Receiver {
         let chain = Chain::read(log).await?;
         if let Some(chain) = &chain {
             same_server(chain, &identity, size, &self.server)?;
+            let join = Join { cx, server: &self.server, log, chain, identity: &identity };
+            join.check(&mut connection).await?;
         }
         timelines::archive_histories(&mut connection, log, chain.as_ref(), identity.timeline).await?;
         let restart = self.slot(&mut connection, cx, chain.is_some()).await?;

@@ -66,6 +66,9 @@ pub(crate) struct Walker {
     magic: u16,
     previous: Option<Lsn>,
     last: Option<(Lsn, Lsn)>,
+    /// What the first record that began in the walk says that it follows; of no use when one before it was given up.
+    first_follows: Option<Lsn>,
+    gave_up: bool,
     fault: Option<Fault>,
     look: Look,
 }
@@ -115,6 +118,8 @@ impl Walker {
             magic: 0,
             previous: None,
             last: None,
+            first_follows: None,
+            gave_up: false,
             fault: None,
             look: Look::Ends,
         }
@@ -128,6 +133,16 @@ impl Walker {
     /// Where the last record that was whole begins and ends.
     pub(crate) fn last(&self) -> Option<(Lsn, Lsn)> {
         self.last
+    }
+
+    /// The record that the first one of the walk follows, as it says itself.
+    pub(super) fn first_follows(&self) -> Option<Lsn> {
+        self.first_follows.filter(|_| !self.gave_up)
+    }
+
+    /// Where the last record begins, be it whole or not.
+    pub(super) fn last_begun(&self) -> Option<Lsn> {
+        self.record.as_ref().map(|record| record.start).or(self.previous)
     }
 
     /// Where the walk ended, because what stands there is no record.
@@ -229,11 +244,13 @@ impl Walker {
         let continues = info & CONTINUES != 0;
         if start == self.begin {
             self.state = State::Passing(if continues { rest } else { 0 });
+            self.gave_up = info & OVERWRITES != 0;
             return Ok(());
         }
         if info & OVERWRITES != 0 {
             // The record before was given up by a server that crashed while it wrote it.
             (self.record, self.state) = (None, State::Walking);
+            self.gave_up |= self.first_follows.is_none();
             return Ok(());
         }
         let missing = match (&self.record, self.state) {
@@ -252,6 +269,9 @@ impl Walker {
     fn continue_record(&mut self, data: &[u8], each: &mut dyn FnMut(&Record)) -> Result<usize, &'static str> {
         let Some(record) = &mut self.record else { return Ok(0) };
         let used = record.take(data, self.previous, self.look)?;
+        if record.got as usize >= RECORD_HEADER {
+            self.first_follows.get_or_insert(Lsn(u64_at(&record.head, 8)));
+        }
         if record.got < record.total || record.total == 0 {
             return Ok(used);
         }
@@ -343,17 +363,17 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    const SYSTEM: u64 = 7_100_000_000_000_000_001;
-    const SEGMENT: u64 = 1 << 20;
-    const START: u64 = 5 * SEGMENT;
+    pub(in crate::wal) const SYSTEM: u64 = 7_100_000_000_000_000_001;
+    pub(in crate::wal) const SEGMENT: u64 = 1 << 20;
+    pub(in crate::wal) const START: u64 = 5 * SEGMENT;
 
     /// Writes a log as a server does: records of these lengths, from the first byte of a segment on.
-    fn log(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
+    pub(in crate::wal) fn log(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
         let mut bytes = Vec::new();
         let mut records = Vec::new();
         let mut previous = START - 64;
@@ -414,6 +434,25 @@ mod tests {
 
     /// Some within a page, one that ends with it, some over several pages.
     const LENGTHS: [usize; 8] = [0, 100, 8192 - 40 - 24 - 128 - 24, 3, 20_000, 8, 8191, 1];
+
+    #[test]
+    fn the_records_at_both_ends_of_a_walk_are_known() {
+        let (bytes, records) = log(&LENGTHS);
+        let edges = |bytes: &[u8]| {
+            let mut walker = Walker::new(Lsn(START), SegmentSize::new(SEGMENT).unwrap(), SYSTEM);
+            walker.push(bytes, &mut |_| {});
+            (walker.first_follows().map(|lsn| lsn.0), walker.last_begun().map(|lsn| lsn.0))
+        };
+        let last = records.last().unwrap().0;
+        assert_eq!(edges(&bytes), (Some(START - 64), Some(last)));
+        // The last one goes on behind the end.
+        assert_eq!(edges(&bytes[..(last - START) as usize + 9]), (Some(START - 64), Some(last)));
+        assert_eq!(edges(&bytes[..40]), (None, None));
+        // Given up by a server that crashed: what follows names a record before it.
+        let mut given_up = bytes;
+        given_up[2] |= OVERWRITES as u8;
+        assert_eq!(edges(&given_up).0, None);
+    }
 
     #[test]
     fn records_are_found_however_they_arrive_and_wherever_pages_end() {

@@ -19,6 +19,8 @@ use crate::wire::{Connection, Purpose};
 pub struct ServerView {
     /// Up to where its log is flushed.
     pub flushed: Option<Lsn>,
+    /// The timeline that it writes; none of a standby, which may have to catch up.
+    pub timeline: Option<u32>,
     /// The slot that the plan names, when the log is streamed.
     pub slot: Option<SlotView>,
     /// What the archiver did, when the log is pushed.
@@ -89,7 +91,10 @@ impl ServerView {
         let flushed =
             "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end";
         let flushed = session.value(flushed).await?.and_then(|text| text.parse().ok());
-        let mut view = Self { flushed, ..Self::default() };
+        let timeline =
+            "select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) end";
+        let timeline = session.value(timeline).await?.and_then(|name| u32::from_str_radix(&name, 16).ok());
+        let mut view = Self { flushed, timeline, ..Self::default() };
         match settings.wal {
             Some(WalMode::Stream) => {
                 let name = settings.slot.clone().unwrap_or_else(|| default_slot(setup.name));
@@ -114,7 +119,20 @@ impl ServerView {
     pub fn complaints(&self, chain: Option<&Chain>) -> Vec<Complaint> {
         let slot = self.slot.as_ref().and_then(|slot| slot.complaint(chain));
         let archiver = self.archiver.iter().flat_map(|archiver| archiver.complaints(chain));
-        slot.into_iter().chain(archiver).collect()
+        let behind = chain.and_then(|chain| self.behind(chain));
+        behind.into_iter().chain(slot).chain(archiver).collect()
+    }
+
+    /// Whatever is archived was on the server's disk before: a server that does not have it is another state of it.
+    fn behind(&self, chain: &Chain) -> Option<Complaint> {
+        let (timeline, flushed) = (self.timeline?, self.flushed?);
+        let end = chain.end(timeline).filter(|end| flushed < *end)?;
+        let told = format!(
+            "the server has its log up to {flushed} of timeline {timeline}, and the archive goes to {end}: it is an earlier state of \
+             the server that was archived, or a copy of one, and nothing that it does now is archived"
+        );
+        let hint = "give this server a source name of its own in the plan, and take a backup";
+        Some(complaint(Weight::Loss, told, hint))
     }
 }
 
@@ -219,5 +237,10 @@ mod tests {
         assert!(said(slot(true, false, 5 * MIB, "reserved")).contains("nobody reads"));
         let view = ServerView { flushed: Some(Lsn(6 * MIB)), ..ServerView::default() };
         assert_eq!(view.lag(&archive), Some(MIB));
+        let at = |timeline, flushed| {
+            let view = ServerView { timeline: Some(timeline), flushed: Some(Lsn(flushed)), ..ServerView::default() };
+            view.complaints(Some(&archive)).len()
+        };
+        assert_eq!((at(1, 5 * MIB), at(1, 5 * MIB - 1), at(2, MIB)), (0, 1, 0));
     }
 }

@@ -148,7 +148,13 @@ impl Intake {
         let mut details = self.details.clone();
         details.append(&mut self.once);
         let predecessor = self.place.predecessor.replace(id.clone());
-        let meta = SegmentMeta { predecessor, span: Some(span), marks: filling.marks.finish(), details };
+        let meta = SegmentMeta {
+            predecessor,
+            span: Some(span),
+            marks: filling.marks.finish(),
+            details,
+            ..SegmentMeta::default()
+        };
         Ok(Some(Waiting { id, meta, span, epoch: self.epoch, file: filling.file.into_std().await }))
     }
 

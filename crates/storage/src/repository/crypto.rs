@@ -127,6 +127,8 @@ pub(super) enum BoxKind {
     Manifest = 4,
     /// The header of a segment of a log.
     Segment = 5,
+    /// A note beside a log.
+    Note = 6,
 }
 
 fn box_key(key: &Key, kind: BoxKind, salt: &[u8; SALT_BYTES]) -> Key {

@@ -1,7 +1,7 @@
 //! Where objects lie. Names are part of the format.
 
 use backup_core::log::SegmentId;
-use backup_core::{SnapshotId, SourceName, Timeline};
+use backup_core::{SegmentName, SnapshotId, SourceName, Timeline};
 use object_store::path::Path;
 
 use super::crypto::SessionId;
@@ -13,6 +13,8 @@ pub(super) const PACKS: &str = "packs";
 pub(super) const INDEX: &str = "index";
 pub(super) const SNAPSHOTS: &str = "snapshots";
 pub(super) const LOGS: &str = "logs";
+pub(super) const LOG_NOTES: &str = "log-notes";
+pub(super) const DAMAGED: &str = "damaged";
 
 pub(super) fn config() -> Path {
     Path::from(CONFIG)
@@ -61,6 +63,20 @@ pub(super) fn timeline(source: &SourceName, timeline: &Timeline) -> String {
 
 pub(super) fn segment(source: &SourceName, id: &SegmentId) -> Path {
     Path::from(format!("{LOGS}/{source}/{}/{}", id.timeline, id.name))
+}
+
+/// Where the damaged object of a segment is set aside, by its content.
+pub(super) fn damaged_segment(source: &SourceName, id: &SegmentId, object: &[u8]) -> Path {
+    let hash = hex::encode(&object_hash(object)[..8]);
+    Path::from(format!("{DAMAGED}/{LOGS}/{source}/{}/{}-{hash}", id.timeline, id.name))
+}
+
+pub(super) fn source_notes(source: &SourceName) -> String {
+    format!("{LOG_NOTES}/{source}")
+}
+
+pub(super) fn note(source: &SourceName, name: &SegmentName) -> Path {
+    Path::from(format!("{LOG_NOTES}/{source}/{name}"))
 }
 
 pub(super) fn pack(hash: &ObjectHash) -> Path {

@@ -1,9 +1,11 @@
 //! Continuous logs in a repository: one object per segment, below `logs/<source>/<timeline>/`.
 //!
 //! Invariant: a segment object is created by one conditional put and never changed; whether a later push brings the same
-//! bytes is told by a keyed hash in its header, which the machine that writes can open.
+//! bytes is told by a keyed hash in its header, which the machine that writes can open. Only what can be read again counts as
+//! stored: a damaged object is set aside for a sound one of the same bytes.
 
 pub(super) mod key;
+mod notes;
 pub(crate) mod quick;
 pub(super) mod segment;
 
@@ -26,7 +28,7 @@ use tokio::sync::Mutex;
 use super::{Repository, keyring, layout, read};
 use crate::keys;
 use key::{LogIdentity, LogRecipient};
-use segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use segment::{Found, Header, PREFIX_BYTES, Sealed, Sealer, header_length};
 
 /// Headers are nearly always shorter than this, so that one request reads one.
 const FIRST_READ_BYTES: u64 = 16 * 1024;
@@ -89,6 +91,7 @@ impl Repository {
         if let Some(identity) = opened.get(id) {
             return Ok(Some(identity.clone()));
         }
+        // A segment is there, and what opens it is not: an error of its own, which nobody takes for an absent segment.
         let open = |wrapped: &[u8]| LogIdentity::from_bytes(&keys::unwrap(&self.unlocked, wrapped)?, &self.index_key);
         let identity = keyring::open(&self.store, &layout::log_key(id), open).await?;
         opened.insert(id.to_owned(), identity.clone());
@@ -121,6 +124,33 @@ impl Repository {
         open().map_err(|error: Error| error.with("object", layout::segment(source, id)))
     }
 
+    /// What an existing segment of the same name means for `sealed`, whose bytes are `parts`. All of it is read: it is rare, and
+    /// whoever is told that it is stored deletes its own.
+    async fn settle(&self, source: &SourceName, id: &SegmentId, sealed: &Sealed, parts: &[Bytes; 2]) -> Result<Stored> {
+        let stored_bytes = parts.iter().map(|part| part.len() as u64).sum();
+        let path = layout::segment(source, id);
+        let object = self.store.get(&path).await?;
+        let look = |object: &[u8]| Found::look(&self.index_key, source, id, sealed, object);
+        match look(&object)? {
+            Found::Same => return Ok(Stored::Same),
+            Found::Other => return Err(conflict(source, id)),
+            Found::Damaged(_) => {}
+        }
+        let aside = layout::damaged_segment(source, id, &object);
+        self.store.create_hashed(&aside, object).await?;
+        self.store.delete(&path).await?;
+        match self.store.create_parts(&path, parts.clone()).await {
+            Ok(()) => Ok(Stored::Repaired { stored_bytes }),
+            // Another one was faster.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => match look(&self.store.get(&path).await?)? {
+                Found::Same => Ok(Stored::Same),
+                Found::Other => Err(conflict(source, id)),
+                Found::Damaged(error) => Err(error.with("object", path)),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
     async fn check_segment(&self, source: &SourceName, entry: &SegmentEntry, depth: CheckDepth) -> Result<()> {
         if depth == CheckDepth::Data {
             let object = self.store.get(&layout::segment(source, &entry.id)).await?;
@@ -138,11 +168,6 @@ impl Repository {
 /// What is not there is told by the segment's name, not the object's.
 fn not_there(error: Error, source: &SourceName, id: &SegmentId) -> Error {
     if error.kind() == ErrorKind::NotFound { missing(source, id) } else { error }
-}
-
-/// What an existing segment of the same name means for `sealed`.
-fn compare(source: &SourceName, id: &SegmentId, sealed: &Sealed, existing: &Header) -> Result<Stored> {
-    if sealed.is_content_of(existing) { Ok(Stored::Same) } else { Err(conflict(source, id)) }
 }
 
 /// Runs what blocks or computes long on a thread for it.
@@ -164,19 +189,43 @@ impl LogStore for Repository {
         let (of, which) = (source.clone(), id.clone());
         let mut object = blocking(move || sealer.seal(&of, &which, meta, &mut *content)).await?;
         let path = layout::segment(source, id);
-        if !self.config.lock().await.conditional_put && self.store.exists(&path).await? {
-            // The second best on a store that would overwrite it: two writers at the same moment are not told apart.
-            return compare(source, id, &object, &self.log_header(source, id).await?.0);
-        }
         let stored_bytes = object.stored_bytes();
         let parts = [std::mem::take(&mut object.head), std::mem::take(&mut object.body)].map(Bytes::from);
-        match self.store.create_parts(&path, parts).await {
+        if !self.config.lock().await.conditional_put && self.store.exists(&path).await? {
+            // The second best on a store that would overwrite it: two writers at the same moment are not told apart.
+            return self.settle(source, id, &object, &parts).await;
+        }
+        match self.store.create_parts(&path, parts.clone()).await {
             Ok(()) => Ok(Stored::New { stored_bytes }),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                compare(source, id, &object, &self.log_header(source, id).await?.0)
-            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.settle(source, id, &object, &parts).await,
             Err(error) => Err(error),
         }
+    }
+
+    async fn holds(&self, source: &SourceName, id: &SegmentId, mut content: Box<dyn Read + Send>) -> Result<bool> {
+        let (header, ..) = self.log_header(source, id).await?;
+        let id_key = self.id_key.clone();
+        blocking(move || header.is_of(&id_key, &mut *content)).await
+    }
+
+    async fn add_note(&self, source: &SourceName, name: &SegmentName, text: &str) -> Result<()> {
+        let sealed = notes::seal(&self.index_key, source, name, text)?;
+        let path = layout::note(source, name);
+        if !self.config.lock().await.conditional_put && self.store.exists(&path).await? {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("the note `{path}` is there already")));
+        }
+        self.store.create(&path, sealed.into()).await
+    }
+
+    async fn notes(&self, source: &SourceName) -> Result<Vec<(SegmentName, String)>> {
+        let mut found = Vec::new();
+        for (path, _) in self.store.list(&layout::source_notes(source)).await? {
+            let Some(name) = path.filename().and_then(|name| SegmentName::new(name).ok()) else { continue };
+            let text = notes::open(&self.index_key, source, &name, &self.store.get(&path).await?);
+            let text = text.map_err(|error| error.with("object", &path))?;
+            found.push((name, text));
+        }
+        Ok(found)
     }
 
     async fn timelines(&self, source: &SourceName) -> Result<Vec<Timeline>> {

@@ -1,12 +1,14 @@
-//! The continuous logs of the plan's sources, as far as `verify` looks at them: damage, and holes.
+//! The continuous logs of the plan's sources, as far as `verify` looks at them: damage, and gaps.
 
 use std::sync::Arc;
 
 use backup_core::sink::{CheckDepth, Sink};
+use backup_core::snapshots::candidates;
 use backup_core::window::overview;
 use backup_core::{Event, Result, SegmentLog, SourceName};
 use serde::Serialize;
 
+use crate::args::DepthArg;
 use crate::output;
 use crate::session::Session;
 use crate::stack::Stack;
@@ -26,10 +28,15 @@ pub(super) struct Logs {
     /// What was looked at, a line for each source.
     pub(super) checked: Vec<String>,
     pub(super) findings: Vec<LogFinding>,
+    /// What is missing, and nobody knows of yet: no damage.
+    pub(super) gaps: Vec<LogFinding>,
+    /// What is missing, and known.
+    pub(super) accepted: Vec<String>,
 }
 
 /// Looks at every segment of every source of the plan: `depth` says how closely.
-pub(super) async fn check(session: &Session<'_>, stack: &Stack, sink: &dyn Sink, depth: CheckDepth) -> Result<Logs> {
+pub(super) async fn check(session: &Session<'_>, stack: &Stack, sink: &dyn Sink, args: DepthArg) -> Result<Logs> {
+    let depth = if args == DepthArg::Manifest { CheckDepth::References } else { CheckDepth::Data };
     let mut found = Logs::default();
     let Some(store) = sink.logs() else { return Ok(found) };
     for part in &stack.parts {
@@ -40,8 +47,14 @@ pub(super) async fn check(session: &Session<'_>, stack: &Stack, sink: &dyn Sink,
         }
         cx.report(&Event::Started { source: name.clone(), work: "verify the log", expected_bytes: None });
         let checked = async {
-            let damage = log.check(&cx, depth).await?;
-            Ok((damage, overview(&cx, &log).await?))
+            let mut damage = log.check(&cx, depth).await?;
+            let mut looked = overview(&cx, &log).await?;
+            looked.accept_bridged(&candidates(sink, &stack.plan.name, name).await?);
+            #[cfg(feature = "postgres")]
+            if args == DepthArg::Structure && part.config.engine == "postgres" {
+                damage.extend(engine_postgres::wal::verify(&cx, &log).await?);
+            }
+            Ok((damage, looked))
         };
         let checked = checked.await;
         let failure = checked.as_ref().err().map(backup_core::Error::chain);
@@ -56,8 +69,13 @@ pub(super) async fn check(session: &Session<'_>, stack: &Stack, sink: &dyn Sink,
         findings.extend(unseen.into_iter().map(|damaged| finding(damaged.id.to_string(), damaged.problem)));
         for gap in &log.gaps {
             let damaged = findings.iter().any(|finding| gap.missing.ends_with(&finding.segment));
-            if !damaged {
-                findings.push(finding(gap.before.to_string(), format!("before it, {} is missing", gap.missing)));
+            if damaged {
+                continue;
+            }
+            let problem = format!("before it, {} is missing", gap.missing);
+            match &gap.accepted {
+                None => found.gaps.push(finding(gap.before.to_string(), problem)),
+                Some(why) => found.accepted.push(format!("{name}: segment {}: {problem}; {why}", gap.before)),
             }
         }
         let segments: u64 = log.chains.iter().map(|chain| chain.segments).sum();

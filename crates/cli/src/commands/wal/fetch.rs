@@ -1,7 +1,8 @@
 //! `stackward wal fetch`: one file of the log from the archive, for `restore_command`.
 //!
-//! Invariant: a file appears under its name only when it is whole and checked. It ends with 1 when the archive has none of
-//! this name, and never above 125, which the server would take for a failure of its own.
+//! Invariant: a file appears under its name only when it is whole and checked. It ends with 1 only when the archive was looked
+//! at and has none of this name: the server takes every code up to 125 for that, ends its recovery, and comes up with what it
+//! has. Every failure ends above 125 (`Exit::of_fetch`), at which the server stops.
 
 use std::path::{Path, PathBuf};
 
@@ -30,12 +31,14 @@ pub(super) async fn run(session: &Session<'_>, request: &Request<'_>) -> Result<
     let from = if waiting.deliver(file, request.path)? {
         "fetched ahead"
     } else {
-        let log = log(session, &stack, &source, Access::Read).await?;
+        let log = self::log(session, &stack, &source, Access::Read).await?;
         let wanted = fetch_all(session, &log, file, request, &waiting).await;
         match wanted {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(not_there(session, &source, file)),
-            // Above 125 the server would give up recovery altogether.
-            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(Exit::Failed),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // A disk that was unmounted meanwhile has no segments, either.
+                let again = self::log(session, &stack, &source, Access::Read).await?;
+                return not_there(session, &again, file, request.path).await;
+            }
             other => other?,
         }
         "fetched"
@@ -46,11 +49,46 @@ pub(super) async fn run(session: &Session<'_>, request: &Request<'_>) -> Result<
     Ok(Exit::Done)
 }
 
-fn not_there(session: &Session<'_>, source: &SourceName, file: WalFile) -> Exit {
-    session.output.summary(format!("{file} is not in the archive of `{source}`"));
-    let body = json!({ "source": source, "file": file.to_string(), "found": false });
-    session.output.result("wal fetch", Exit::Failed, &body);
-    Exit::Failed
+async fn not_there(session: &Session<'_>, log: &SegmentLog, file: WalFile, path: &Path) -> Result<Exit> {
+    let source = log.source();
+    let (exit, what) = if session.unless_interrupted(is_gap(log, file, path)).await? {
+        let message = format!("{file} is missing in the archive of `{source}`, which goes on after it");
+        let hint = "recover to a moment before it, or from a snapshot that was taken after it";
+        session.output.complain(&message, Some(hint));
+        (Exit::FetchGap, "gap")
+    } else {
+        session.output.summary(format!("{file} is not in the archive of `{source}`"));
+        (Exit::Failed, "end")
+    };
+    let body = json!({ "source": source, "file": file.to_string(), "found": false, "because": what });
+    session.output.result("wal fetch", exit, &body);
+    Ok(exit)
+}
+
+/// Whether the archive has segments before and after this one, on its timeline, and nobody else has it: a recovery would end far
+/// before the end of the archive, and nobody would know.
+async fn is_gap(log: &SegmentLog, file: WalFile, path: &Path) -> Result<bool> {
+    let WalFile::Segment(segment) = file else { return Ok(false) };
+    // `path` lies in `pg_wal`: the server's own copy will do, and a standby asks its primary.
+    let folder = path.parent().unwrap_or(Path::new(""));
+    if folder.join(segment.to_string()).exists() || folder.join("../standby.signal").exists() {
+        return Ok(false);
+    }
+    let whole = log.segments(&file.id()?.timeline).await?.into_iter();
+    let whole: Vec<WalFile> = whole.filter_map(|entry| entry.id.name.as_str().parse().ok()).collect();
+    let lies = |before: bool| {
+        whole.iter().any(|other| match other {
+            WalFile::Segment(other) => {
+                if before {
+                    *other < segment
+                } else {
+                    *other > segment
+                }
+            }
+            _ => false,
+        })
+    };
+    Ok(lies(true) && lies(false))
 }
 
 /// Fetches the file and, at the same time, those that the server will ask for next. Only the first must be there.

@@ -2,14 +2,16 @@
 //!
 //! Invariant: it succeeds only when the file is durable in the archive, so that the server may recycle its own.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use backup_core::log::{SegmentId, SegmentMeta, SegmentRecord, Stored};
-use backup_core::{Error, ErrorKind, Result, SegmentLog, SegmentName, SourceName, Timeline};
+use backup_core::{Error, ErrorKind, PlanName, Result, SegmentLog, SegmentName, SourceName, Timeline};
 use engine_postgres::wal::{self, Pushed, WalFile};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
+use super::super::log::{OWNER, claim, owned_by, same_owner};
 use super::{log, server};
 use crate::exit::Exit;
 use crate::output;
@@ -22,19 +24,29 @@ pub(crate) fn push(session: &Session<'_>, path: &Path, source: Option<&SourceNam
     let stack = Stack::load(session)?;
     let source = server(&stack, source)?.name().clone();
     let archive = Archive::open(session, &stack, source)?;
-    let hole = archive.compare(&pushed)?;
+    archive.claim(&stack.plan.name)?;
+    let before = archive.compare(&pushed, path)?;
     let id = pushed.file.id()?;
     let stored = archive.put(&id, pushed.meta, pushed.content)?;
-    if let Some(missing) = hole {
-        session.output.warn(format!("{}: {missing} is not in the archive; recovery cannot pass it", archive.source));
+    if let Some(told) = before.told(&archive.source) {
+        session.output.warn(told);
     }
     let (word, stored_bytes) = match stored {
         Stored::New { stored_bytes } => (format!("archived, {}", output::bytes(stored_bytes)), Some(stored_bytes)),
         Stored::Same => ("was archived before".to_owned(), None),
+        Stored::Repaired { stored_bytes } => {
+            session
+                .output
+                .warn(format!("{}: {id} was archived before, and damaged; it is archived again", archive.source));
+            ("archived again, in the place of a damaged copy, which was set aside".to_owned(), Some(stored_bytes))
+        }
     };
     session.output.summary(format!("{id} {word}"));
-    let body =
-        json!({ "source": archive.source, "segment": id, "new": stored_bytes.is_some(), "stored_bytes": stored_bytes });
+    let repaired = matches!(stored, Stored::Repaired { .. });
+    let body = json!({
+        "source": archive.source, "segment": id, "new": stored_bytes.is_some(), "repaired": repaired,
+        "stored_bytes": stored_bytes,
+    });
     session.output.result("wal push", Exit::Done, &body);
     Ok(Exit::Done)
 }
@@ -96,15 +108,79 @@ impl Archive {
         }
     }
 
-    /// Compares the server with the one that the archive is of. Returns the file that should have come before, when it did not.
-    fn compare(&self, pushed: &Pushed) -> Result<Option<String>> {
-        let Some(before) = &pushed.meta.predecessor else { return self.compare_with_any(pushed).map(|_| None) };
-        if let Some(record) = self.record(before)? {
-            return same_server(pushed, &record).map(|()| None);
+    /// Whether the segment was made of these bytes.
+    fn holds(&self, id: &SegmentId, mut content: Box<dyn Read + Send>) -> Result<bool> {
+        match &self.way {
+            Way::Short(quick) => quick.holds(&self.source, id, &mut *content),
+            Way::Long(runtime, log) => runtime.block_on(log.holds(id, content)),
         }
-        // The first segment of all, the first of a timeline, or the first after a hole.
-        let begun = self.compare_with_any(pushed)?;
-        Ok(begun.then(|| before.name.to_string()))
+    }
+
+    /// Makes the log that of `plan`, or finds that it is.
+    fn claim(&self, plan: &PlanName) -> Result<()> {
+        let quick = match &self.way {
+            Way::Short(quick) => quick,
+            Way::Long(runtime, log) => return runtime.block_on(claim(log, plan)),
+        };
+        let owner = SegmentName::new(OWNER)?;
+        if let Some(note) = quick.note(&self.source, &owner)? {
+            return same_owner(&self.source, plan, &note);
+        }
+        match quick.add_note(&self.source, &owner, &owned_by(plan)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let note = quick.note(&self.source, &owner)?.unwrap_or_default();
+                same_owner(&self.source, plan, &note)
+            }
+            other => other,
+        }
+    }
+
+    /// Compares the server with the one that the archive is of.
+    fn compare(&self, pushed: &Pushed, path: &Path) -> Result<Before> {
+        let Some(id) = &pushed.meta.predecessor else { return self.compare_with_any(pushed).map(|_| Before::Fine) };
+        match self.record(id) {
+            Ok(Some(record)) => self.compare_with_last(pushed, path, &record).map(|()| Before::Fine),
+            // The first segment of all, the first of a timeline, or the first after a hole.
+            Ok(None) => Ok(if self.compare_with_any(pushed)? { Before::Missing(id.clone()) } else { Before::Fine }),
+            // It must not keep what comes after it out of the archive.
+            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
+                Ok(Before::Damaged(id.clone(), error.chain()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether one server wrote both: by the records at the border, by its own copy of the segment before, by the pieces that
+    /// a receiver archived.
+    fn compare_with_last(&self, pushed: &Pushed, path: &Path, before: &SegmentRecord) -> Result<()> {
+        same_server(pushed, before)?;
+        if let Some(error) = wal::torn(pushed, before) {
+            return Err(error);
+        }
+        if let Some(own) = wal::beside(path, before)
+            && !self.holds(&before.id, Box::new(own))?
+        {
+            let file = before.id.name.as_str().parse()?;
+            return Err(wal::other_content(file));
+        }
+        // Who pushes tells one moment of a segment, who receives many.
+        if before.meta.marks.len() == 1 { Ok(()) } else { self.compare_with_pieces(pushed) }
+    }
+
+    fn compare_with_pieces(&self, pushed: &Pushed) -> Result<()> {
+        let names = self.segments(&pushed.file.id()?.timeline)?;
+        for (file, from, to) in wal::pieces_of(pushed, names.iter().map(SegmentName::as_str)) {
+            let failed = |error| Error::from_io("cannot read the segment", error);
+            let mut part = pushed.content.try_clone().map_err(failed)?;
+            part.seek(SeekFrom::Start(from)).map_err(failed)?;
+            match self.holds(&file.id()?, Box::new(part.take(to - from))) {
+                Ok(false) => return Err(wal::other_content(file)),
+                // A damaged piece must not keep the whole segment out of the archive.
+                Err(error) if error.kind() != ErrorKind::Damaged => return Err(error),
+                _ => {}
+            }
+        }
+        (&pushed.content).rewind().map_err(|error| Error::from_io("cannot read the segment", error))
     }
 
     /// Whether the archive holds a segment of the same timeline, earlier than this one.
@@ -121,12 +197,34 @@ impl Archive {
             begun |= timeline == id.timeline && names.first().is_some_and(|first| *first < id.name);
             known = names.into_iter().next_back().map(|name| SegmentId { timeline, name }).or(known);
         }
-        if let Some(known) = known
-            && let Some(record) = self.record(&known)?
-        {
-            same_server(pushed, &record)?;
+        let record = known.map_or(Ok(None), |known| self.record(&known));
+        match record {
+            Ok(Some(record)) => same_server(pushed, &record)?,
+            Err(error) if error.kind() != ErrorKind::Damaged => return Err(error),
+            _ => {}
         }
+        self.compare_with_pieces(pushed)?;
         Ok(begun)
+    }
+}
+
+/// What is known of the segment before the pushed one.
+enum Before {
+    Fine,
+    Missing(SegmentId),
+    Damaged(SegmentId, String),
+}
+
+impl Before {
+    fn told(&self, source: &SourceName) -> Option<String> {
+        match self {
+            Self::Fine => None,
+            Self::Missing(id) => Some(format!("{source}: {} is not in the archive; recovery cannot pass it", id.name)),
+            Self::Damaged(id, why) => Some(format!(
+                "{source}: {} in the archive is damaged: {why}; push it again while the server has it",
+                id.name
+            )),
+        }
     }
 }
 

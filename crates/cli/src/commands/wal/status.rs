@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use backup_core::engine::EngineSetup;
 use backup_core::host::LocalHost;
+use backup_core::log::Gap;
 use backup_core::{Result, SegmentLog, SourceName, Timeline};
 use engine_postgres::wal::{Chain, Complaint, ServerView, Span, Weight};
 use jiff::Timestamp;
@@ -45,8 +46,10 @@ pub(super) async fn run(session: &Session<'_>, source: Option<&SourceName>) -> R
         };
         show_server(session, part.name(), lag, behind, &complaints);
         let lost = complaints.iter().any(|complaint| complaint.weight == Weight::Loss);
-        if lost || !found.log.gaps.is_empty() || !found.log.damage.is_empty() {
+        if lost || !found.log.damage.is_empty() {
             exit = Exit::Damage;
+        } else if exit == Exit::Done && found.log.gaps.iter().any(Gap::is_open) {
+            exit = Exit::Gap;
         }
         told.push(json!({
             "name": part.name(), "timelines": spans, "server": server, "lag_bytes": lag, "lag_seconds": behind,
@@ -151,10 +154,12 @@ fn show(session: &Session<'_>, source: &SourceName, spans: &[Span]) {
 fn show_recoverable(session: &Session<'_>, source: &SourceName, found: &Recoverable, spans: &[Span]) {
     let out = &session.output;
     for window in &found.windows {
-        let (from, to) = (output::moment(window.from), output::moment(window.to));
+        let (from, to) = (output::zoned(window.from), output::zoned(window.to));
         out.line(format!("{source}: recoverable from {from} to {to}"));
     }
-    let hint = "recovery cannot pass it: take a new backup; find out what removed it";
+    let hint = "recovery cannot pass it: take a new backup; find out what happened to it";
+    let gap_hint = "recovery cannot pass it: find out what removed it; `stackward backup` begins a new window, and \
+                    `stackward log accept-gap` says that it is known";
     let holes = || spans.iter().flat_map(|span| &span.holes);
     for gap in &found.log.gaps {
         // A gap names the last segment that is missing; the listing knows the first.
@@ -162,7 +167,11 @@ fn show_recoverable(session: &Session<'_>, source: &SourceName, found: &Recovera
             Some(hole) => format!("{} to {}", hole.first, hole.last),
             None => gap.missing.clone(),
         };
-        out.complain(&format!("{source}: {what} is missing in the archive, before {}", gap.before), Some(hint));
+        let told = format!("{source}: {what} is missing in the archive, before {}", gap.before);
+        match &gap.accepted {
+            Some(why) => out.line(format!("{told}; {why}")),
+            None => out.complain(&told, Some(gap_hint)),
+        }
     }
     for damaged in &found.log.damage {
         out.complain(&format!("{source}: {}: {}", damaged.id, damaged.problem), Some(hint));

@@ -32,7 +32,7 @@ impl Begin {
     }
 
     /// Continues the newest timeline of the archive that the server's `timeline` comes from.
-    fn after(chain: &Chain, timeline: u32, history: &History, fresh: WalSegment) -> Self {
+    pub(super) fn after(chain: &Chain, timeline: u32, history: &History, fresh: WalSegment) -> Self {
         let size = chain.segment_size();
         for archived in chain.timelines().into_iter().rev() {
             let left = history.0.iter().find(|switch| switch.timeline == archived).map(|switch| switch.at);
@@ -71,7 +71,7 @@ mod tests {
     use crate::wal::chain::tests::{MIB, chain};
     use crate::wal::history::Switch;
 
-    fn after(chain: &Chain, timeline: u32, switches: &[(u32, u64)]) -> (u32, u64, bool) {
+    pub(super) fn after(chain: &Chain, timeline: u32, switches: &[(u32, u64)]) -> (u32, u64, bool) {
         let switch = |(timeline, at): &(u32, u64)| Switch { timeline: *timeline, at: Lsn(*at) };
         let history = History(switches.iter().map(switch).collect());
         let fresh = WalSegment::numbered(timeline, 99, chain.segment_size());

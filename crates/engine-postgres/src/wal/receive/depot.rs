@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::RETRY;
 use super::stage::Range;
+use crate::wal::join::Edges;
 use crate::wal::names::{SegmentSize, WalFile, WalSegment};
 use crate::wal::page::{PAGE_HEADER_BYTES, PageHeader};
 use crate::wal::push::{predecessor, segment_meta};
@@ -55,7 +56,8 @@ impl Parcel {
                     format!("the segment {} is of another server", self.segment),
                 ));
             }
-            let meta = SegmentMeta { marks: self.marks.clone(), ..segment_meta(self.segment, &header)? };
+            let mut meta = SegmentMeta { marks: self.marks.clone(), ..segment_meta(self.segment, &header)? };
+            Edges::read(&mut self.range.clone(), self.segment, self.size, system)?.tell(&mut meta);
             return Ok((WalFile::Segment(self.segment).id()?, meta));
         }
         let (from, to) = (self.range.from, self.range.to);
@@ -67,6 +69,7 @@ impl Parcel {
             marks: self.marks.clone(),
             details: details.into(),
             predecessor: predecessor(self.segment, &header)?,
+            ..SegmentMeta::default()
         };
         Ok((WalFile::Piece(self.segment, from as u32, to as u32).id()?, meta))
     }

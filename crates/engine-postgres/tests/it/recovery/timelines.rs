@@ -14,7 +14,15 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
     db.back_up().await;
     db.step(1);
     let fork = db.lsn();
+    let between = db
+        .server
+        .sql("postgres", "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     db.step(2);
+    db.server.sql("postgres", "select pg_create_restore_point('left behind')");
+    // Further than the other one will come.
+    db.server
+        .sql("postgres", "create table filler as select n, repeat('x', 100) as t from generate_series(1, 40000) n");
+    let far = db.lsn();
     db.push().await;
     // Somebody recovers to the first step, and goes on with it.
     let went_on = Restored::new(&db.server);
@@ -36,6 +44,8 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
     assert_eq!(restored.steps(), "1,20");
     let timeline = restored.sql("select timeline_id from pg_control_checkpoint()");
     assert_eq!(timeline, "3", "a number that nobody has taken");
+
+    what_the_branch_that_was_left_has_is_told(&db, &between, far).await;
 
     // Either branch, when it is asked for; neither when it is no branch of this server.
     for (timeline, steps) in [("1", "1,2"), ("2", "1,20"), ("00000002", "1,20")] {
@@ -68,6 +78,26 @@ async fn a_recovery_follows_the_newest_timeline_and_wants_its_history() {
     let error = db.recover_with(&without, &into(&folder, Moment::Latest)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Incomplete, "{error:?}");
     assert!(error.to_string().contains("00000002.history") && !folder.exists(), "{error:?}");
+}
+
+/// The new branch was not there yet, or does not come so far, and the old one has it: nobody gets less without a word.
+async fn what_the_branch_that_was_left_has_is_told(db: &Archived, between: &str, far: Moment) {
+    let home = open_folder();
+    let moments = [Moment::Time(between.parse().unwrap()), far, Moment::Name("left behind".to_owned())];
+    for (number, moment) in moments.into_iter().enumerate() {
+        let folder = home.path().join(number.to_string());
+        let error = db.recover_with(&db.log(), &into(&folder, moment.clone())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{moment}: {error:?}");
+        assert!(error.to_string().contains("timeline 1 has it") && !folder.exists(), "{moment}: {error:?}");
+        assert!(error.remedy().unwrap().contains("`--timeline 1`"), "{moment}: {error:?}");
+        let along = db.log().along(Timeline::new("1").unwrap());
+        db.recover_with(&along, &into(&folder, moment.clone())).await.unwrap();
+        // The snapshot that somebody names himself.
+        let reader = db.reader(&db.candidates().await[0].id).await.with_log(Some(db.log()));
+        let target = into(&home.path().join("named"), moment.clone());
+        let error = db.engine().restorer.plan_restore(&context(), &reader, &target).await.unwrap_err();
+        assert!(error.remedy().unwrap().contains("`--timeline 1`"), "{moment}: {error:?}");
+    }
 }
 
 async fn a_drill_follows_the_branch(db: &Archived) {

@@ -8,14 +8,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use backup_core::error::{Error, Result};
-use backup_core::log::{SegmentId, SegmentMeta, SegmentRecord, Stored};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::log::{SegmentId, SegmentMeta, SegmentRecord, Stored, conflict};
 use backup_core::plan::{EncryptionConfig, RepositoryConfig};
 use backup_core::{SegmentName, SourceName, Timeline};
 
-use super::compare;
-use super::key;
-use super::segment::{Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use super::segment::{Found, Header, PREFIX_BYTES, Sealed, Sealer, header_length};
+use super::{key, notes};
 use crate::place::{self, Root};
 use crate::repository::config::{Config, WriterKey, default_state};
 use crate::repository::layout;
@@ -84,22 +83,93 @@ impl QuickLog {
         let sealed = self.sealer.seal(source, id, meta, content)?;
         let path = self.root.join(layout::segment(source, id).as_ref());
         self.confirm()?;
-        let stored = store(&path, &self.root, &sealed);
+        let stored = self.put_sealed(source, id, &sealed, &path);
+        // What was written into another place is not stored.
         self.confirm()?;
-        match stored {
+        stored
+    }
+
+    fn put_sealed(&self, source: &SourceName, id: &SegmentId, sealed: &Sealed, path: &Path) -> Result<Stored> {
+        match store(path, &self.root, &[&sealed.head, &sealed.body]) {
             Ok(()) => Ok(Stored::New { stored_bytes: sealed.stored_bytes() }),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
-                compare(source, id, &sealed, &header.0)
-            }
-            Err(error) => Err(Error::io("cannot store the segment", &path, error)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self.settle(source, id, sealed, path),
+            Err(error) => Err(Error::io("cannot store the segment", path, error)),
         }
+    }
+
+    /// What an existing segment of the same name means for `sealed`.
+    fn settle(&self, source: &SourceName, id: &SegmentId, sealed: &Sealed, path: &Path) -> Result<Stored> {
+        let look = || -> Result<(Vec<u8>, Found)> {
+            let object = std::fs::read(path).map_err(|error| Error::io("cannot read the segment", path, error))?;
+            let found = Found::look(&self.sealer.index_key, source, id, sealed, &object);
+            Ok((object, found.map_err(|error| error.with("file", path.display()))?))
+        };
+        let object = match look()? {
+            (_, Found::Same) => return Ok(Stored::Same),
+            (_, Found::Other) => return Err(conflict(source, id)),
+            (object, Found::Damaged(_)) => object,
+        };
+        let aside = self.root.join(layout::damaged_segment(source, id, &object).as_ref());
+        let failed = |error| Error::io("cannot set a damaged segment aside", path, error);
+        make_folder(aside.parent().unwrap_or(&self.root), &self.root).map_err(failed)?;
+        std::fs::rename(path, &aside).map_err(failed)?;
+        if std::fs::read(&aside).map_err(failed)? != object {
+            // Another one has repaired it in this very moment: that one is put back.
+            std::fs::rename(&aside, path).map_err(failed)?;
+        }
+        match store(path, &self.root, &[&sealed.head, &sealed.body]) {
+            Ok(()) => Ok(Stored::Repaired { stored_bytes: sealed.stored_bytes() }),
+            // Another one was faster.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => match look()?.1 {
+                Found::Same => Ok(Stored::Same),
+                Found::Other => Err(conflict(source, id)),
+                Found::Damaged(error) => Err(error.with("file", path.display())),
+            },
+            Err(error) => Err(Error::io("cannot store the segment", path, error)),
+        }
+    }
+
+    /// As [`LogStore::holds`](backup_core::log::LogStore::holds).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn holds(&self, source: &SourceName, id: &SegmentId, content: &mut dyn Read) -> Result<bool> {
+        let path = self.root.join(layout::segment(source, id).as_ref());
+        let header = self.existing(source, id, &path).map_err(|error| error.with("file", path.display()))?;
+        header.0.is_of(&self.sealer.id_key, content)
+    }
+
+    /// One of the notes beside the log of a source; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`]; when the file system does not tell.
+    pub fn note(&self, source: &SourceName, name: &SegmentName) -> Result<Option<String>> {
+        let path = self.root.join(layout::note(source, name).as_ref());
+        match std::fs::read(&path) {
+            Ok(sealed) => notes::open(&self.sealer.index_key, source, name, &sealed)
+                .map(Some)
+                .map_err(|error| error.with("file", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("cannot read the note", &path, error)),
+        }
+    }
+
+    /// As [`LogStore::add_note`](backup_core::log::LogStore::add_note).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_note(&self, source: &SourceName, name: &SegmentName, text: &str) -> Result<()> {
+        let path = self.root.join(layout::note(source, name).as_ref());
+        let sealed = notes::seal(&self.sealer.index_key, source, name, text)?;
+        self.confirm()?;
+        let stored = store(&path, &self.root, &[&sealed]);
+        stored.map_err(|error| Error::io("cannot write the note", &path, error))
     }
 
     /// What is known of a segment; `None` when it is not there.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`](backup_core::ErrorKind::Damaged); also when the file system does not tell.
+    /// [`ErrorKind::Damaged`]; also when the file system does not tell.
     pub fn record(&self, source: &SourceName, id: &SegmentId) -> Result<Option<SegmentRecord>> {
         let path = self.root.join(layout::segment(source, id).as_ref());
         match path.try_exists() {
@@ -136,7 +206,10 @@ impl QuickLog {
     }
 
     fn existing(&self, source: &SourceName, id: &SegmentId, path: &Path) -> Result<(Header, usize)> {
-        let failed = |error| Error::io("cannot read the segment", path, error);
+        let failed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::new(ErrorKind::Damaged, "the segment is cut short"),
+            _ => Error::io("cannot read the segment", path, error),
+        };
         let mut file = std::fs::File::open(path).map_err(failed)?;
         let mut prefix = [0; PREFIX_BYTES];
         file.read_exact(&mut prefix).map_err(failed)?;
@@ -169,28 +242,33 @@ fn names<T: Ord>(folder: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Vec
 }
 
 /// Creates the object at `path`, durable, or fails because there is one.
-fn store(path: &Path, root: &Path, sealed: &Sealed) -> std::io::Result<()> {
+fn store(path: &Path, root: &Path, parts: &[&[u8]]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(root);
-    if !folder.is_dir() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        for made in folder.ancestors().skip(1).take_while(|above| above.starts_with(root)) {
-            sync_folder(made)?;
-        }
-    }
+    make_folder(folder, root)?;
     // The object store's own form of a temporary name, which its listings leave out.
     let mut partial = path.as_os_str().to_owned();
     partial.push(format!("#{}", std::process::id()));
     let partial = PathBuf::from(partial);
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
     let written = (|| {
-        file.write_all(&sealed.head)?;
-        file.write_all(&sealed.body)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
         file.sync_all()?;
         std::fs::hard_link(&partial, path)
     })();
     let _gone = std::fs::remove_file(&partial);
     written?;
     sync_folder(folder)
+}
+
+fn make_folder(folder: &Path, root: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let made = folder.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    made.map(sync_folder).collect()
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {

@@ -57,9 +57,55 @@ impl Sealed {
     }
 
     /// Whether `header` is that of the same bytes.
-    pub(in crate::repository) fn is_content_of(&self, header: &Header) -> bool {
+    fn is_content_of(&self, header: &Header) -> bool {
         blake3::Hash::from_hex(&header.content).is_ok_and(|content| content == self.content)
     }
+}
+
+/// What lies under the name of a segment that is to be stored.
+pub(in crate::repository) enum Found {
+    /// The same bytes, and they can be read again.
+    Same,
+    /// Other bytes.
+    Other,
+    /// Nothing that could be read again; it says what is wrong with it.
+    Damaged(Error),
+}
+
+impl Found {
+    /// Compares a whole object with `sealed`. A body needs no private key to be checked: the header has its hash.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the object has a newer form.
+    pub(in crate::repository) fn look(
+        index_key: &Key,
+        source: &SourceName,
+        id: &SegmentId,
+        sealed: &Sealed,
+        object: &[u8],
+    ) -> Result<Self> {
+        let found = split(object).and_then(|(head, body)| Ok((Header::open(index_key, source, id, head)?, body)));
+        match found {
+            // Whoever brings other bytes is refused, whatever has become of these.
+            Ok((header, _)) if !sealed.is_content_of(&header) => Ok(Self::Other),
+            Ok((header, body)) => match header.check_body(body) {
+                Ok(()) => Ok(Self::Same),
+                Err(error) => Ok(Self::Damaged(error)),
+            },
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(Self::Damaged(error)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The sealed header of a segment's object, and its body.
+///
+/// # Errors
+/// As [`header_length`]; [`ErrorKind::Damaged`] when it is cut.
+pub(in crate::repository) fn split(object: &[u8]) -> Result<(&[u8], &[u8])> {
+    let length = header_length(object)?;
+    let rest = object.get(PREFIX_BYTES..).unwrap_or_default();
+    rest.split_at_checked(length).ok_or_else(|| Error::new(ErrorKind::Damaged, "the segment is cut short"))
 }
 
 /// Makes objects of segments. Everything that it needs is on the machine that writes.
@@ -196,6 +242,18 @@ impl Header {
             return Err(Error::new(ErrorKind::Damaged, message));
         }
         Ok(header)
+    }
+
+    /// Whether the segment was made of the bytes of `content`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(in crate::repository) fn is_of(&self, id_key: &Key, content: &mut dyn Read) -> Result<bool> {
+        let mut hasher = blake3::Hasher::new_keyed(id_key);
+        let read = hasher.update_reader(content.take(MAX_SEGMENT_BYTES + 1));
+        read.map_err(|error| Error::from_io(format!("cannot read the segment {}", self.id), error))?;
+        let same = blake3::Hash::from_hex(&self.content).is_ok_and(|hash| hash == hasher.finalize());
+        Ok(same && hasher.count() == self.bytes)
     }
 
     pub(in crate::repository) fn body_bytes(&self) -> u64 {
