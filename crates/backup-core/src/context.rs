@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, SharedObserver, Silent};
+use crate::log::SegmentId;
 use crate::names::SourceName;
 
 /// The context of one operation on one source. Cheap to clone.
@@ -123,6 +124,21 @@ impl RunContext {
     /// Says what is being done now.
     pub fn step(&self, what: impl Into<String>) {
         self.report(&Event::Step { source: self.source.clone(), what: what.into() });
+    }
+
+    /// Says that a segment of a log is archived, durable.
+    pub fn archived(&self, segment: &SegmentId) {
+        self.report(&Event::Archived { source: self.source.clone(), segment: segment.clone() });
+    }
+
+    /// Says that a follower does not follow now, and why; it tries again by itself.
+    pub fn waits_for(&self, why: impl Into<String>) {
+        self.report(&Event::Waiting { source: self.source.clone(), why: Some(why.into()) });
+    }
+
+    /// Says that a follower follows, from now on.
+    pub fn waits_no_more(&self) {
+        self.report(&Event::Waiting { source: self.source.clone(), why: None });
     }
 
     /// Tells the operator something that did not stop the work; it also goes into the manifest.

@@ -41,6 +41,36 @@ pub trait Source: Debug + Send + Sync {
     /// # Errors
     /// Whatever kept it from being whole. A partial success is an error.
     async fn backup(&self, cx: &RunContext, out: &BackupWriter) -> Result<SourceSummary>;
+
+    /// What the server says of how its log gets into `log`, and changes nothing. `None` when the plan wants no log of it, or
+    /// the server cannot tell.
+    ///
+    /// # Errors
+    /// When it could not be asked.
+    async fn log_state(&self, cx: &RunContext, log: &SegmentLog) -> Result<Option<LogState>> {
+        let (_, _) = (cx, log);
+        Ok(None)
+    }
+}
+
+/// What a server says of how its log is archived.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct LogState {
+    /// Bytes that the server has written and the archive lacks.
+    pub behind_bytes: Option<u64>,
+    /// What keeps log from the archive, or will.
+    pub concerns: Vec<Concern>,
+}
+
+/// Something that keeps log from the archive, or will.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Concern {
+    /// Whether log is lost, or as good as lost, to the archive.
+    pub is_loss: bool,
+    /// A sentence.
+    pub what: String,
+    /// What to do.
+    pub hint: String,
 }
 
 /// Puts one source back.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::log::SegmentId;
 use crate::names::{ArtifactName, SourceName};
 
 /// Something that happened. Serialisable so that `--json` can print one object a line.
@@ -53,6 +54,20 @@ pub enum Event {
         source: SourceName,
         /// What.
         message: String,
+    },
+    /// A follower archived a segment of a log: it is durable.
+    Archived {
+        /// The source.
+        source: SourceName,
+        /// The segment.
+        segment: SegmentId,
+    },
+    /// A follower does not follow now, and tries again by itself; or it does, again.
+    Waiting {
+        /// The source.
+        source: SourceName,
+        /// Why; `None` when the wait is over.
+        why: Option<String>,
     },
     /// Work on a source ended.
     Finished {

@@ -199,6 +199,12 @@ pub trait Sink: Debug + Send + Sync + 'static {
         None
     }
 
+    /// A folder of this machine that belongs to this sink and to no other, for what the machine itself must remember of it.
+    /// It may not be there yet. `None` when this machine keeps no state for the sink.
+    fn local_state(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// Checks what is stored, as far as `depth` says, and tells which snapshots and artifacts damage hurts.
     ///
     /// # Errors

@@ -155,7 +155,7 @@ impl PrivatePostgres {
         clone
     }
 
-    /// Starts it again after [`stop_immediately`](Self::stop_immediately).
+    /// Starts it again after it was stopped.
     ///
     /// # Panics
     /// When it does not start.
@@ -176,8 +176,22 @@ impl PrivatePostgres {
 
     /// Stops it without a checkpoint, as a crash would, and waits until it is gone.
     pub fn stop_immediately(&self) {
+        self.stop_by(rustix::process::Signal::QUIT);
+    }
+
+    /// Stops it as `pg_ctl stop -m fast` does, which is an orderly restart's first half, and waits until it is gone.
+    pub fn stop_fast(&self) {
+        self.stop_by(rustix::process::Signal::INT);
+    }
+
+    /// Stops it as `pg_ctl stop -m smart` does, once its clients are gone, and waits for that.
+    pub fn stop_smart(&self) {
+        self.stop_by(rustix::process::Signal::TERM);
+    }
+
+    fn stop_by(&self, signal: rustix::process::Signal) {
         let Some(pid) = self.pid() else { return };
-        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        let _gone = rustix::process::kill_process(pid, signal);
         let started = Instant::now();
         while rustix::process::test_kill_process(pid).is_ok() && started.elapsed() < START_LIMIT {
             std::thread::sleep(POLL);

@@ -7,6 +7,7 @@ pub mod args;
 mod commands;
 pub mod engines;
 pub mod exit;
+mod following;
 pub mod output;
 mod reference;
 mod session;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use backup_core::engine::{
-    Candidate, DrillReport, Driller, Existing, Moment, Place, Preflight, RestorePlan, RestoreReport, RestoreTarget,
-    Restorer, Source, SourceSummary, Verifier, VerifyReport,
+    Candidate, DrillReport, Driller, Existing, LogState, Moment, Place, Preflight, RestorePlan, RestoreReport,
+    RestoreTarget, Restorer, Source, SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::Host;
@@ -19,7 +19,7 @@ use crate::config::{Mode, Settings};
 use crate::logical::Logical;
 use crate::physical::{ConfigFiles, Physical, PhysicalDetails, check_folder};
 use crate::recovery::{self, Branch, Search, Way};
-use crate::wal::{Chain, Span};
+use crate::wal::{Chain, ServerView, Span};
 
 /// See the module.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Cluster {
     logical: Logical,
     physical: Physical,
     known: Mutex<Option<Known>>,
+    settings: Settings,
+    host: Arc<dyn Host>,
 }
 
 /// Whether a snapshot has dumps.
@@ -40,8 +42,10 @@ impl Cluster {
         Self {
             modes: settings.modes.clone(),
             physical: Physical::new(settings.clone(), Arc::clone(host)),
-            logical: Logical::new(settings, Arc::clone(host)),
+            logical: Logical::new(settings.clone(), Arc::clone(host)),
             known: Mutex::default(),
+            settings,
+            host: Arc::clone(host),
         }
     }
 
@@ -86,6 +90,15 @@ impl Source for Cluster {
             fingerprint: logical.fingerprint,
             details,
         })
+    }
+
+    async fn log_state(&self, cx: &RunContext, log: &SegmentLog) -> Result<Option<LogState>> {
+        if self.settings.wal.is_none() {
+            return Ok(None);
+        }
+        let view = cx.unless_cancelled(ServerView::of(&self.settings, &self.host, cx.source())).await?;
+        let chain = Chain::read(log).await?;
+        Ok(Some(view.log_state(chain.as_ref())))
     }
 }
 

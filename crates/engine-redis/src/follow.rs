@@ -107,6 +107,7 @@ impl RedisFollower {
                 pause = FIRST_PAUSE;
             }
             cx.warn(format!("{}; connecting again in {} s", error.chain(), pause.as_secs_f32()));
+            cx.waits_for(error.chain());
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = cx.cancellation().cancelled() => return Ok(()),
@@ -122,6 +123,7 @@ impl RedisFollower {
         let after = place.map(|place| (place.timeline.as_str(), place.offset));
         let attaching = Replication::attach(cx, &self.redis, after);
         let (attached, info) = cx.unless_cancelled(attaching).await?;
+        cx.waits_no_more();
         match attached {
             Attached::Continued { id, connection } => {
                 work.go_on(id, &info).await?;

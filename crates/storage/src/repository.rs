@@ -214,6 +214,10 @@ impl Sink for Repository {
         Some(logs::of(self))
     }
 
+    fn local_state(&self) -> Option<PathBuf> {
+        Some(self.state.join(&self.id))
+    }
+
     async fn check(&self, cx: &RunContext, depth: CheckDepth, of: &[SnapshotId]) -> Result<CheckReport> {
         check::check(self, cx, depth, of).await
     }

@@ -1,25 +1,33 @@
 //! `stackward follow`: archives the continuous logs of sources until it is told to stop.
 //!
-//! Invariant: sources are followed side by side; one that fails is told at once and does not stop the others.
+//! Invariant: sources are followed side by side, each by one process. A follower that gives up is begun anew; one that
+//! cannot go on ends the whole, once the others are closed in order, so that whoever runs the program learns of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use backup_core::engine::Follower;
+use backup_core::error::Retry;
 use backup_core::event::{Event, Observer, SharedObserver};
 use backup_core::log::LogStore;
 use backup_core::run::RunOptions;
 use backup_core::sink::Sink;
 use backup_core::snapshots::SourceSnapshots;
-use backup_core::{Error, ErrorKind, Result, SegmentLog, SourceName};
+use backup_core::{Error, ErrorKind, Result, RunContext, SegmentLog, SourceName};
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::args::FollowArgs;
 use crate::exit::Exit;
+use crate::following::{Followers, Lease, Noting, Record};
 use crate::output::{Format, Output};
 use crate::session::Session;
 use crate::stack::{Access, Part, Stack};
+
+/// A follower that gave up is begun anew after this; doubled each time, up to the second.
+const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 
 /// Follows the sources of `args`, or all that can be followed; with `engine`, those of that engine alone.
 pub(crate) async fn run(session: &Session<'_>, args: &FollowArgs, engine: Option<&str>) -> Result<Exit> {
@@ -31,34 +39,123 @@ pub(crate) async fn run(session: &Session<'_>, args: &FollowArgs, engine: Option
         let log = SegmentLog::new(Arc::clone(&logs), part.name().clone());
         session.unless_interrupted(super::log::claim(&log, &stack.plan.name)).await?;
     }
-    let observer = observer(session);
+    let shown = observer(session);
+    // All of them before any server is touched.
+    let leases = parts.iter().map(|(part, _)| lease(session, &stack, part, &sink)).collect::<Result<Vec<_>>>()?;
+    // One that cannot go on stops the others, in order.
+    let stop = session.cancel.child_token();
     let mut following = JoinSet::new();
-    for (part, follower) in parts {
+    for ((part, follower), lease) in parts.into_iter().zip(leases) {
+        let observer: SharedObserver = Arc::new(Noting { inner: Arc::clone(&shown), lease: lease.clone() });
         let log = SegmentLog::new(Arc::clone(&logs), part.name().clone());
         let snapshots = snapshots(session, &stack, part, &sink, &observer);
-        let cx = session.context(part.name()).observed_by(Arc::clone(&observer));
-        let name = part.name().clone();
-        cx.report(&Event::Started { source: name.clone(), work: "follow", expected_bytes: None });
+        let cx = session.context(part.name()).observed_by(observer).cancelled_by(stop.clone());
+        cx.report(&Event::Started { source: part.name().clone(), work: "follow", expected_bytes: None });
         following.spawn(async move {
-            let ended = follower.follow(&cx, &log, &snapshots).await;
-            cx.report(&Event::Finished { source: name.clone(), failure: ended.as_ref().err().map(Error::chain) });
+            let ended = follow(&cx, follower.as_ref(), &log, &snapshots, lease.as_deref()).await;
+            let (name, failure) = (cx.source().clone(), ended.as_ref().err().map(Error::chain));
+            if let Some(lease) = lease {
+                lease.end(failure.clone());
+            }
+            cx.report(&Event::Finished { source: name.clone(), failure });
             (name, ended)
         });
     }
     let mut ended = Vec::new();
+    let mut lost = None;
     while let Some(joined) = following.join_next().await {
-        let lost = |source| Error::new(ErrorKind::Internal, "a follower panicked").caused_by(source);
-        let (name, result) = joined.map_err(lost)?;
-        let result = result.map_err(|error| match error.operation() {
-            Some(_) => error,
-            None => error.during(format!("follow `{name}`")),
-        });
-        if let Err(error) = &result {
+        let result = match joined {
+            Ok((name, result)) => {
+                let result = result.map_err(|error| match error.operation() {
+                    Some(_) => error,
+                    None => error.during(format!("follow `{name}`")),
+                });
+                ended.push((name, result));
+                ended.last().and_then(|(_, result)| result.as_ref().err())
+            }
+            Err(source) => {
+                let error = Error::new(ErrorKind::Internal, "a follower panicked").caused_by(source);
+                Some(&*lost.insert(error))
+            }
+        };
+        if let Some(error) = result {
             session.output.error(error);
+            stop.cancel();
         }
-        ended.push((name, result));
     }
-    Ok(tell(session, &ended))
+    Ok(tell(session, &ended, lost.as_ref()))
+}
+
+/// Follows until told to stop. A follower that gives up is begun anew, unless that would change nothing.
+async fn follow(
+    cx: &RunContext,
+    follower: &dyn Follower,
+    log: &SegmentLog,
+    snapshots: &SourceSnapshots,
+    lease: Option<&Lease>,
+) -> Result<()> {
+    let mut pause = RESTART.0;
+    loop {
+        let begun = Instant::now();
+        let ended = follower.follow(cx, log, snapshots).await;
+        let error = match ended {
+            ended if cx.cancellation().is_cancelled() => return ended,
+            Ok(()) => Error::new(ErrorKind::Incomplete, "it ended although nobody told it to"),
+            Err(error) if is_lasting(&error) => return Err(error),
+            Err(error) => error,
+        };
+        if begun.elapsed() > RESTART.1 {
+            pause = RESTART.0;
+        }
+        let why = error.chain();
+        cx.warn(format!("the follower gave up: {why}; it is begun anew in {} s", pause.as_secs()));
+        cx.waits_for(why.clone());
+        if let Some(lease) = lease {
+            lease.tell(|record| {
+                record.restarts += 1;
+                record.failure = Some(why);
+            });
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = cx.cancellation().cancelled() => return Ok(()),
+        }
+        pause = (pause * 2).min(RESTART.1);
+    }
+}
+
+/// Whether it would be the same until somebody acts: another server or another history than the archive's, a refusal, a
+/// repository that is another one.
+fn is_lasting(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Unreachable
+        | ErrorKind::NoSpace
+        | ErrorKind::Io
+        | ErrorKind::Interrupted
+        | ErrorKind::Tool
+        | ErrorKind::NotFound
+        | ErrorKind::Incomplete => false,
+        ErrorKind::Busy => error.retry() == Retry::Never,
+        _ => true,
+    }
+}
+
+/// That this process, and no other, follows `part`.
+fn lease(session: &Session<'_>, stack: &Stack, part: &Part, sink: &Arc<dyn Sink>) -> Result<Option<Arc<Lease>>> {
+    let Some(followers) = Followers::of(sink.as_ref()) else { return Ok(None) };
+    let record = Record::new(stack.plan.name.as_str(), &session.world.host, Timestamp::now());
+    match followers.take(part.name(), record) {
+        Ok(lease) => Ok(Some(Arc::new(lease))),
+        Err(error) if error.kind() == ErrorKind::Busy => Err(error),
+        Err(error) => {
+            // The log matters more than what is told of it.
+            let name = part.name();
+            session
+                .output
+                .warn(format!("{name}: {}; `stackward status` will not see that it is followed", error.chain()));
+            Ok(None)
+        }
+    }
 }
 
 /// Where `sink` keeps logs.
@@ -114,12 +211,12 @@ fn snapshots(
 ) -> SourceSnapshots {
     let mut options = RunOptions::new(stack.plan.name.clone(), session.world.host.clone());
     options.observer = Arc::clone(observer);
-    options.cancel = session.cancel.clone();
     SourceSnapshots::new(Arc::clone(sink), options, part.name().clone(), part.config.engine.clone())
 }
 
-fn tell(session: &Session<'_>, ended: &[(SourceName, Result<()>)]) -> Exit {
-    let exit = ended.iter().find_map(|(_, result)| result.as_ref().err().map(Exit::of)).unwrap_or(Exit::Done);
+fn tell(session: &Session<'_>, ended: &[(SourceName, Result<()>)], lost: Option<&Error>) -> Exit {
+    let failed = ended.iter().find_map(|(_, result)| result.as_ref().err()).or(lost);
+    let exit = failed.map_or(Exit::Done, Exit::of);
     let sources: Vec<_> = ended
         .iter()
         .map(|(name, result)| json!({ "name": name, "failure": result.as_ref().err().map(Error::chain) }))

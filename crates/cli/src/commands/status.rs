@@ -2,10 +2,13 @@
 //!
 //! Invariant: nothing good is assumed: what cannot be looked at is told as unknown, never as fine.
 
+mod follower;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use backup_core::Result;
+use backup_core::engine::LogState;
 use backup_core::log::LogStore;
 use backup_core::sink::Sink;
 use backup_core::window::{LogOverview, Window};
@@ -13,6 +16,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
+use self::follower::Follower;
 use super::recoverable::Recoverable;
 use crate::args::StatusArgs;
 use crate::exit::Exit;
@@ -72,6 +76,10 @@ struct Status {
     source: backup_core::SourceName,
     engine: String,
     followed: bool,
+    /// Who follows it on this machine.
+    follower: Option<Follower>,
+    /// What the server says of how its log is archived.
+    server: Option<LogState>,
     /// When the newest complete snapshot was taken.
     snapshot: Option<Timestamp>,
     windows: Vec<Window>,
@@ -94,11 +102,20 @@ async fn status(
     let end = windows.last().map(|window| window.to).max(snapshot);
     let lag = end.map(|end| Duration::try_from(Timestamp::now().duration_since(end)).unwrap_or_default());
     let followed = part.engine.follower.is_some();
-    let problems = problems(&log, followed, lag, stack.plan.promise.rpo.map(|rpo| rpo.0), &windows);
+    let seen = followed.then(|| Follower::look(sink, part.name()));
+    let (server, mut concerns) = follower::ask(session, part, logs).await?;
+    // Nothing happened since, and whoever would archive it is there.
+    let is_idle = concerns.is_empty() && server.as_ref().is_some_and(|server| server.behind_bytes == Some(0));
+    let lag = if is_idle && !windows.is_empty() { Some(Duration::ZERO) } else { lag };
+    let mut problems = problems(&log, followed, lag, stack.plan.promise.rpo.map(|rpo| rpo.0), &windows);
+    problems.extend(seen.iter().filter_map(Follower::problem));
+    problems.append(&mut concerns);
     Ok(Status {
         source: part.name().clone(),
         engine: part.config.engine.clone(),
         followed,
+        follower: seen,
+        server,
         snapshot,
         windows,
         lag_seconds: lag.map(|lag| lag.as_secs()),
@@ -147,6 +164,9 @@ fn tell(session: &Session<'_>, args: &StatusArgs, found: &[Status]) -> Exit {
         out.line(line);
     }
     for status in found {
+        if let Some(line) = status.follower.as_ref().and_then(Follower::line) {
+            out.line(format!("{}: {line}", status.source));
+        }
         for earlier in status.windows.iter().rev().skip(1).take(EARLIER_SHOWN) {
             let (from, to) = (output::zoned(earlier.from), output::zoned(earlier.to));
             out.line(format!("{}: also from {from} to {to}", status.source));

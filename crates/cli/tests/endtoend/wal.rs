@@ -2,6 +2,7 @@
 
 mod agree;
 mod estranged;
+mod followers;
 mod full_disk;
 
 use std::os::unix::fs::PermissionsExt;
@@ -278,6 +279,10 @@ impl Receiver {
     fn start_with(archive: &Archive, temporary: &Path) -> Self {
         let mut command = crate::support::stackward(archive.machine.root(), &["--quiet", "wal", "receive"]);
         command.env("TMPDIR", temporary);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
         Self(command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap())
     }
 
@@ -293,6 +298,17 @@ impl Receiver {
         let mut said = String::new();
         std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut said).unwrap();
         said
+    }
+
+    /// Reads what it says until it has said these words.
+    fn says(&mut self, words: &str) -> String {
+        let (mut said, mut byte) = (Vec::new(), [0]);
+        let stderr = self.0.stderr.as_mut().unwrap();
+        while !text(&said).ends_with(words) {
+            assert_eq!(std::io::Read::read(stderr, &mut byte).unwrap(), 1, "it ended: {}", text(&said));
+            said.push(byte[0]);
+        }
+        text(&said)
     }
 
     /// Waits until it reads the slot.

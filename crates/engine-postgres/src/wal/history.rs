@@ -47,6 +47,12 @@ impl History {
         }
         Ok(Self(switches))
     }
+
+    /// The timeline that the position belongs to, on the way to `timeline`, whose history this is.
+    #[must_use]
+    pub fn timeline_of(&self, position: Lsn, timeline: u32) -> u32 {
+        self.0.iter().find(|switch| position < switch.at).map_or(timeline, |switch| switch.timeline)
+    }
 }
 
 #[cfg(test)]
@@ -59,6 +65,8 @@ mod tests {
         let history = History::parse(3, text).unwrap();
         assert_eq!(history.0.iter().map(|switch| switch.timeline).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(history.0[1].at.to_string(), "0/5000148");
+        let of = |position| history.timeline_of(Lsn(position), 3);
+        assert_eq!([0x2FF_FFFF, 0x300_0000, 0x500_0147, 0x500_0148].map(of), [1, 2, 2, 3]);
         for bad in ["x\t0/1\t", "1\t\t", "3\t0/1\tself", "2\t0/2\ta\n1\t0/3\tb", "1\t0/4\ta\n2\t0/3\tb"] {
             assert_eq!(History::parse(3, bad).unwrap_err().kind(), ErrorKind::Damaged, "{bad}");
         }

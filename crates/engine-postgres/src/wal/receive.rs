@@ -1,11 +1,14 @@
 //! The receiver: follows a server's write-ahead log through a replication slot into the archive.
 //!
 //! Invariant: the server is told that a position is flushed only when everything before it is durable in the archive, so the
-//! slot keeps what a crash of ours, at any moment, would lose.
+//! slot keeps what a crash of ours, at any moment, would lose. A server that goes away is waited for.
 
 mod begin;
 mod depot;
+mod gap;
 mod join;
+mod session;
+mod slot;
 mod stage;
 mod timelines;
 
@@ -13,28 +16,28 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backup_core::engine::{Follower, Snapshots, Source};
-use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::position::Lsn;
+use backup_core::error::{Error, ErrorKind, Result, Retry};
 use backup_core::{RunContext, SegmentLog};
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::names::{SegmentSize, WalSegment};
+use super::names::SegmentSize;
 use crate::server::Server;
-use crate::wire::{Connection, Purpose, Received, Reply, Started, SystemIdentity, WalStream, server_error};
+use crate::wire::{Connection, Purpose, SystemIdentity, server_error};
 use begin::Begin;
-use depot::Depot;
+use gap::Closing;
 use join::Join;
-use stage::Stage;
+use session::{Course, Session};
+use slot::Slot;
 
 /// The waits between attempts to reach a server, or a sink, that is away: this, doubled each time, up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// A sign of life goes to the server this often: well below its `wal_sender_timeout`, by default a minute.
-const STATUS: Duration = Duration::from_secs(10);
 /// The SQLSTATE of a log that is not there any more.
 const GONE: &str = "58P01";
 /// The SQLSTATE of something that is not there.
 const UNDEFINED: &str = "42704";
+/// The SQLSTATE of something that is not in a state for what was asked.
+const NOT_IN_STATE: &str = "55000";
 
 /// How to receive.
 #[derive(Debug, Clone)]
@@ -59,13 +62,14 @@ impl Receiver {
         Self { server, options, base }
     }
 
-    /// One session, from where the archive ends to whatever ends it. `Ok` means that it was cancelled.
+    /// One session, from where the archive ends to whatever ends it. `Ok` means that it was cancelled, or that the server
+    /// stopped in order.
     async fn session(
         &self,
         cx: &RunContext,
         log: &SegmentLog,
         snapshots: &dyn Snapshots,
-        reached: &mut u64,
+        course: &mut Course,
     ) -> Result<()> {
         let mut connection = cx.unless_cancelled(Connection::connect(&self.server, Purpose::Replication)).await?;
         let identity = connection.identify_system().await?;
@@ -77,65 +81,49 @@ impl Receiver {
             join.check(&mut connection).await?;
         }
         timelines::archive_histories(&mut connection, log, chain.as_ref(), identity.timeline).await?;
-        let restart = self.slot(&mut connection, cx, chain.is_some()).await?;
+        let slot = Slot { server: &self.server, name: &self.options.slot };
+        let restart = slot.hold(&mut connection, cx, chain.is_some()).await?;
         let begin = Begin::find(&mut connection, chain.as_ref(), &identity, restart, size).await?;
-        if let Some(why) = &begin.gap {
-            self.tell_gap(cx, snapshots, why).await?;
+        if let Some(why) = begin.gap {
+            course.gap = Some(why);
+        } else if self.base.is_some() && !course.looked {
+            let found = gap::open(chain.as_ref(), &identity, begin.segment.start(size), snapshots).await?;
+            course.gap = course.gap.take().or(found);
         }
-        let mut session = Session { receiver: self, cx, log, snapshots, identity, size, chain, reached };
+        course.looked = true;
+        let closing = Closing::new(cx, snapshots, self.base.as_ref());
+        let mut session = Session { receiver: self, cx, log, slot, identity, size, chain, course, closing };
         session.run(connection, begin.segment).await
-    }
-
-    /// The position from which the slot keeps the log; makes the slot when it is not there.
-    async fn slot(&self, connection: &mut Connection, cx: &RunContext, archived: bool) -> Result<Option<Lsn>> {
-        let name = &self.options.slot;
-        if let Some(slot) = timelines::slot(connection, &self.server, name).await? {
-            return Ok(slot.restart);
-        }
-        if archived {
-            cx.warn(format!("the replication slot `{name}` was dropped on the server; it is made anew"));
-        }
-        connection.create_slot(name, crate::wire::SlotKind::Permanent).await?;
-        Ok(timelines::slot(connection, &self.server, name).await?.and_then(|slot| slot.restart))
-    }
-
-    /// Says that the chain is broken, and takes what makes the archive useful again: a full backup.
-    async fn tell_gap(&self, cx: &RunContext, snapshots: &dyn Snapshots, why: &str) -> Result<()> {
-        cx.warn(format!("the archived log has a gap: {why}"));
-        match &self.base {
-            Some(source) => {
-                cx.step("taking a full backup, because of the gap");
-                let manifest = snapshots.take(cx, Arc::clone(source)).await?;
-                cx.warn(format!("a full backup was taken after the gap: {}", manifest.id));
-            }
-            None => {
-                cx.warn("moments after the gap can be reached only from a physical backup taken after it");
-            }
-        }
-        Ok(())
     }
 }
 
 #[async_trait]
 impl Follower for Receiver {
     async fn follow(&self, cx: &RunContext, log: &SegmentLog, snapshots: &dyn Snapshots) -> Result<()> {
+        let doing = || format!("follow the log of `{}`", cx.source());
+        let mut course = Course::default();
         let mut wait = RETRY.0;
         loop {
-            let mut reached = 0;
-            let ended = self.session(cx, log, snapshots, &mut reached).await;
+            course.received = 0;
+            let ended = self.session(cx, log, snapshots, &mut course).await;
             if cx.check_cancelled().is_err() {
-                // What was received is archived; an error on the way out would only repeat that it was told to stop.
-                return Ok(());
+                // What was received is archived; an error on the way out would only repeat that it was told to stop. But
+                // what could not be archived is told.
+                return match ended {
+                    Err(error) if course.is_unarchived => Err(error.during(doing())),
+                    _ => Ok(()),
+                };
             }
             let error = match ended {
-                Ok(()) => Error::new(ErrorKind::Unreachable, "the server ended the session"),
+                Ok(()) => Error::new(ErrorKind::Unreachable, "the server stopped; all that it sent is archived"),
                 Err(error) if is_passing(&error) => error,
-                Err(error) => return Err(error.during(format!("follow the log of `{}`", cx.source()))),
+                Err(error) => return Err(error.during(doing())),
             };
-            if reached > 0 {
+            if course.received > 0 {
                 wait = RETRY.0;
             }
             cx.warn(format!("{}; trying again in {} s", error.chain(), wait.as_secs()));
+            cx.waits_for(error.chain());
             let pause = async {
                 tokio::time::sleep(wait).await;
                 Ok(())
@@ -150,10 +138,15 @@ impl Follower for Receiver {
 
 /// Whether the cause may pass by itself: the server or the sink is away, restarts, or is full.
 fn is_passing(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Unreachable | ErrorKind::Busy | ErrorKind::Io | ErrorKind::NoSpace | ErrorKind::Interrupted
-    )
+    match error.kind() {
+        ErrorKind::Unreachable | ErrorKind::Io | ErrorKind::NoSpace | ErrorKind::Interrupted => true,
+        // A session of ours that the server has not missed yet; but not another one's.
+        ErrorKind::Busy => error.retry() == Retry::Later,
+        // The server's sender takes no command any more: it stops.
+        ErrorKind::Unsupported => server_error(error)
+            .is_some_and(|server| server.code == NOT_IN_STATE && server.message.contains("in stopping mode")),
+        _ => false,
+    }
 }
 
 /// The length of the server's segments: `SHOW wal_segment_size` prints `16MB`.
@@ -187,146 +180,6 @@ fn same_server(chain: &Chain, identity: &SystemIdentity, size: SegmentSize, serv
         .hint("give it a source name of its own"));
     }
     Ok(())
-}
-
-/// What one session works with.
-struct Session<'a> {
-    receiver: &'a Receiver,
-    cx: &'a RunContext,
-    log: &'a SegmentLog,
-    snapshots: &'a dyn Snapshots,
-    identity: SystemIdentity,
-    size: SegmentSize,
-    /// What the archive held when the session began.
-    chain: Option<Chain>,
-    /// Bytes that were received.
-    reached: &'a mut u64,
-}
-
-/// Why the stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Cancelled,
-    Ended,
-}
-
-/// How streaming of one timeline ended.
-enum Ended {
-    Cancelled,
-    /// The server goes on with another timeline, from there.
-    Switched(Box<Connection>, WalSegment),
-    /// The server stops.
-    Closed,
-}
-
-impl Session<'_> {
-    async fn run(&mut self, connection: Connection, begin: WalSegment) -> Result<()> {
-        let (mut connection, mut begin) = (connection, begin);
-        loop {
-            let from = begin.start(self.size);
-            self.cx.step(format!("archiving the log from {from} on, timeline {}", begin.timeline));
-            let slot = Some(self.receiver.options.slot.as_str());
-            let streamed = match WalStream::start(connection, slot, from, begin.timeline).await {
-                Ok(Started::Streaming(stream)) => self.stream(stream, begin).await,
-                Ok(Started::Ended(connection, Some(next))) => {
-                    let segment = WalSegment::containing(next.timeline, next.start, self.size);
-                    Ok(Ended::Switched(Box::new(connection), segment))
-                }
-                Ok(Started::Ended(_, None)) => Ok(Ended::Closed),
-                Err(error) => Err(error),
-            };
-            let ended = match streamed {
-                // The server notices it when it comes to read the file, which may be after streaming began.
-                Err(error) if server_error(&error).is_some_and(|server| server.code == GONE) => {
-                    let why = format!("the server has removed {begin} before it was archived");
-                    self.receiver.tell_gap(self.cx, self.snapshots, &why).await?;
-                    (connection, begin) = self.after_gap().await?;
-                    continue;
-                }
-                other => other?,
-            };
-            match ended {
-                Ended::Cancelled | Ended::Closed => return Ok(()),
-                Ended::Switched(back, next) => {
-                    connection = *back;
-                    timelines::archive_history(&mut connection, self.log, next.timeline).await?;
-                    self.cx.warn(format!("the server went over to timeline {}", next.timeline));
-                    begin = next;
-                }
-            }
-        }
-    }
-
-    /// A new session at the oldest segment that the slot keeps, or the one that is being written.
-    async fn after_gap(&self) -> Result<(Connection, WalSegment)> {
-        let server = &self.receiver.server;
-        let mut connection = Connection::connect(server, Purpose::Replication).await?;
-        let identity = connection.identify_system().await?;
-        let slot = timelines::slot(&mut connection, server, &self.receiver.options.slot).await?;
-        let from = slot.and_then(|slot| slot.restart).unwrap_or(identity.flushed);
-        Ok((connection, WalSegment::containing(identity.timeline, from, self.size)))
-    }
-
-    async fn stream(&mut self, mut stream: WalStream, begin: WalSegment) -> Result<Ended> {
-        let archived = self.chain.as_ref().map_or(0, |chain| chain.pieces_of(begin));
-        let mut stage = Stage::new(self.cx.scratch(), begin, self.size, archived)?;
-        let mut depot = Depot::new(self.cx.clone(), self.log.clone(), self.identity.system_identifier);
-        let mut durable = begin.start(self.size);
-        let mut status = tokio::time::interval(STATUS);
-        let why = loop {
-            let piece_due = stage.waiting_since().map(|since| since + self.receiver.options.piece_age);
-            tokio::select! {
-                biased;
-                () = self.cx.cancellation().cancelled() => break Why::Cancelled,
-                archived = depot.next(), if !depot.is_empty() => {
-                    durable = archived?;
-                    stream.confirm(stage.position(), durable, Reply::NotNeeded).await?;
-                }
-                received = stream.next(), if depot.has_room() => match received? {
-                    Received::Wal { start, data, .. } => {
-                        *self.reached += data.len() as u64;
-                        self.cx.progress(data.len() as u64, 0);
-                        stage.write(start, &data, &mut depot)?;
-                    }
-                    Received::Keepalive { reply: true, .. } => {
-                        // A server that shuts down waits until all of its log is flushed here.
-                        stage.ship_piece(&mut depot);
-                        stream.confirm(stage.position(), durable, Reply::NotNeeded).await?;
-                    }
-                    Received::Keepalive { .. } => {}
-                    Received::Ended => break Why::Ended,
-                },
-                () = sleep_until(piece_due), if piece_due.is_some() => stage.ship_piece(&mut depot),
-                _ = status.tick() => stream.confirm(stage.position(), durable, Reply::NotNeeded).await?,
-            }
-        };
-        self.flush(&mut stage, &mut depot).await?;
-        if why == Why::Cancelled {
-            stream.confirm(stage.position(), stage.position(), Reply::NotNeeded).await?;
-            stream.stop().await?.close().await;
-            return Ok(Ended::Cancelled);
-        }
-        let (connection, next) = stream.finish().await?;
-        let Some(next) = next else { return Ok(Ended::Closed) };
-        Ok(Ended::Switched(Box::new(connection), WalSegment::containing(next.timeline, next.start, self.size)))
-    }
-
-    /// Archives everything that was received.
-    async fn flush(&self, stage: &mut Stage, depot: &mut Depot) -> Result<()> {
-        stage.ship_piece(depot);
-        while !depot.is_empty() {
-            depot.next().await?;
-        }
-        Ok(())
-    }
-}
-
-/// Never, when there is nothing to wait for.
-async fn sleep_until(when: Option<tokio::time::Instant>) {
-    match when {
-        Some(when) => tokio::time::sleep_until(when).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Whether the server does not know what it was asked about.

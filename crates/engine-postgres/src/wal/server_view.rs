@@ -1,8 +1,12 @@
 //! What the server says of its log: where it is, what it believes was archived, and what its slot keeps. `wal status` compares
 //! that with the archive.
 
-use backup_core::engine::EngineSetup;
+use std::sync::Arc;
+
+use backup_core::SourceName;
+use backup_core::engine::{Concern, EngineSetup, LogState};
 use backup_core::error::Result;
+use backup_core::host::Host;
 use backup_core::position::Lsn;
 use serde::Serialize;
 
@@ -13,6 +17,9 @@ use crate::default_slot;
 use crate::server::Server;
 use crate::sql::literal;
 use crate::wire::{Connection, Purpose};
+
+/// What is being written, what waits for the archiver, and one on its way: no more than so many segments are usual.
+const USUAL_SEGMENTS: u64 = 3;
 
 /// What the server says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -51,6 +58,10 @@ pub struct ArchiverView {
     pub last_archived: Option<String>,
     /// The file that failed last, when nothing succeeded since.
     pub failing: Option<String>,
+    /// How often archiving failed, and when last, since the server's statistics were reset.
+    pub failed_count: u64,
+    /// See `failed_count`.
+    pub last_failed: Option<String>,
 }
 
 /// How bad something is.
@@ -85,7 +96,12 @@ impl ServerView {
     /// Those of connecting, and of a role that may not ask.
     pub async fn ask(setup: &EngineSetup<'_>) -> Result<Self> {
         let settings = Settings::parse(setup.config, setup.folder)?;
-        let server = Server::of(&settings, std::sync::Arc::clone(&setup.host));
+        Self::of(&settings, &setup.host, setup.name).await
+    }
+
+    /// As [`ask`](Self::ask), of a plan that is parsed.
+    pub(crate) async fn of(settings: &Settings, host: &Arc<dyn Host>, source: &SourceName) -> Result<Self> {
+        let server = Server::of(settings, Arc::clone(host));
         let database = settings.endpoint.database.clone().unwrap_or_else(|| "postgres".to_owned());
         let mut session = Connection::connect(&server, Purpose::Sql(&database)).await?;
         let flushed =
@@ -97,7 +113,7 @@ impl ServerView {
         let mut view = Self { flushed, timeline, ..Self::default() };
         match settings.wal {
             Some(WalMode::Stream) => {
-                let name = settings.slot.clone().unwrap_or_else(|| default_slot(setup.name));
+                let name = settings.slot.clone().unwrap_or_else(|| default_slot(source));
                 view.slot = Some(SlotView::ask(&mut session, name).await?);
             }
             Some(WalMode::Push) => view.archiver = Some(ArchiverView::ask(&mut session).await?),
@@ -117,7 +133,7 @@ impl ServerView {
     /// What does not agree with the archive, or will break it.
     #[must_use]
     pub fn complaints(&self, chain: Option<&Chain>) -> Vec<Complaint> {
-        let slot = self.slot.as_ref().and_then(|slot| slot.complaint(chain));
+        let slot = self.slot.iter().flat_map(|slot| slot.complaints(chain));
         let archiver = self.archiver.iter().flat_map(|archiver| archiver.complaints(chain));
         let behind = chain.and_then(|chain| self.behind(chain));
         behind.into_iter().chain(slot).chain(archiver).collect()
@@ -133,6 +149,24 @@ impl ServerView {
         );
         let hint = "give this server a source name of its own in the plan, and take a backup";
         Some(complaint(Weight::Loss, told, hint))
+    }
+
+    /// The same for whoever knows no PostgreSQL, with the distance when it is more than an archiver's usual one.
+    pub(crate) fn log_state(&self, chain: Option<&Chain>) -> LogState {
+        let behind_bytes = chain.and_then(|chain| self.lag(chain));
+        let concern = |Complaint { weight, told, hint }| Concern {
+            is_loss: weight == Weight::Loss,
+            what: told,
+            hint: hint.to_owned(),
+        };
+        let mut concerns: Vec<Concern> = self.complaints(chain).into_iter().map(concern).collect();
+        let usual = chain.map_or(0, |chain| USUAL_SEGMENTS * chain.segment_size().bytes());
+        if let Some(bytes) = behind_bytes.filter(|bytes| *bytes > usual) {
+            let what = format!("the server has flushed {} MiB of log that the archive does not have", bytes >> 20);
+            let hint = "is it archived more slowly than it is written? look at who archives, and at the repository";
+            concerns.push(concern(complaint(Weight::Warning, what, hint)));
+        }
+        LogState { behind_bytes, concerns }
     }
 }
 
@@ -150,30 +184,42 @@ impl SlotView {
         Ok(Self { name, exists, active, restart: next().and_then(|text| text.parse().ok()), wal_status: next() })
     }
 
-    fn complaint(&self, chain: Option<&Chain>) -> Option<Complaint> {
+    fn complaints(&self, chain: Option<&Chain>) -> Vec<Complaint> {
         let name = &self.name;
         if !self.exists {
             let told = format!("the server has no replication slot `{name}`: it keeps nothing for the archive");
-            return Some(complaint(Weight::Loss, told, "run `stackward wal receive`, which makes it"));
+            return vec![complaint(Weight::Loss, told, "run `stackward wal receive`, which makes it")];
         }
-        if self.wal_status.as_deref() == Some("lost") {
-            let told = format!("the replication slot `{name}` has lost log that was not archived");
-            let hint = "raise `max_slot_wal_keep_size`; drop the slot; `stackward wal receive` makes it anew";
-            return Some(complaint(Weight::Loss, told, hint));
-        }
+        let mut found = Vec::new();
         let end = chain.and_then(|chain| chain.timelines().into_iter().filter_map(|each| chain.end(each)).max());
+        match self.wal_status.as_deref() {
+            Some("lost") => {
+                let told = format!("the replication slot `{name}` has lost log that was not archived");
+                let hint = "run `stackward wal receive`, which makes it anew and takes a full backup; raise \
+                            `max_slot_wal_keep_size`, so that it does not happen again";
+                found.push(complaint(Weight::Loss, told, hint));
+            }
+            Some("unreserved") => {
+                let told = format!("the replication slot `{name}` is about to lose log that is not archived");
+                let hint = "it is removed at one of the server's next checkpoints: raise `max_slot_wal_keep_size` now, \
+                            and look at who reads the slot";
+                found.push(complaint(Weight::Warning, told, hint));
+            }
+            _ => {}
+        }
         if let (Some(restart), Some(end)) = (self.restart, end)
             && restart > end
         {
             let told =
                 format!("the replication slot `{name}` keeps the log from {restart} on, and the archive ends at {end}");
             let hint = "somebody else reads this slot; name another in the plan, and take a new backup";
-            return Some(complaint(Weight::Loss, told, hint));
+            found.push(complaint(Weight::Loss, told, hint));
         }
-        (!self.active).then(|| {
+        if !self.active {
             let told = format!("nobody reads the replication slot `{name}`: the server's disk fills with log");
-            complaint(Weight::Warning, told, "run `stackward wal receive`")
-        })
+            found.push(complaint(Weight::Warning, told, "run `stackward wal receive`"));
+        }
+        found
     }
 }
 
@@ -181,11 +227,19 @@ impl ArchiverView {
     async fn ask(session: &mut Connection) -> Result<Self> {
         let sql = "select current_setting('archive_mode'), last_archived_wal,
                           case when last_archived_time is null or last_failed_time > last_archived_time
-                               then last_failed_wal end
+                               then last_failed_wal end,
+                          failed_count::text,
+                          to_char(last_failed_time at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || 'Z'
                      from pg_stat_archiver";
         let mut row = session.row(sql).await?.into_iter();
         let mut next = || row.next().flatten();
-        Ok(Self { mode: next().unwrap_or_default(), last_archived: next(), failing: next() })
+        Ok(Self {
+            mode: next().unwrap_or_default(),
+            last_archived: next(),
+            failing: next(),
+            failed_count: next().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            last_failed: next(),
+        })
     }
 
     fn complaints(&self, chain: Option<&Chain>) -> Vec<Complaint> {
@@ -195,7 +249,9 @@ impl ArchiverView {
             told.push(complaint(Weight::Loss, sentence, "set `archive_mode = on` and restart the server"));
         }
         if let Some(failing) = &self.failing {
-            let sentence = format!("the server cannot archive {failing}");
+            let when = self.last_failed.as_deref().map(|when| format!(", last at {when}")).unwrap_or_default();
+            let sentence =
+                format!("the server cannot archive {failing}: it has failed {} times{when}", self.failed_count);
             let hint = "its log says why; the disk fills with log meanwhile";
             told.push(complaint(Weight::Warning, sentence, hint));
         }
@@ -233,6 +289,7 @@ mod tests {
         assert_eq!(said(slot(true, true, 5 * MIB, "reserved")), "");
         assert!(said(slot(false, false, 0, "")).contains("no replication slot"));
         assert!(said(slot(true, false, 5 * MIB, "lost")).contains("lost"));
+        assert!(said(slot(true, true, 5 * MIB, "unreserved")).contains("about to lose"));
         assert!(said(slot(true, true, 5 * MIB + 1, "reserved")).contains("archive ends"));
         assert!(said(slot(true, false, 5 * MIB, "reserved")).contains("nobody reads"));
         let view = ServerView { flushed: Some(Lsn(6 * MIB)), ..ServerView::default() };
@@ -242,5 +299,8 @@ mod tests {
             view.complaints(Some(&archive)).len()
         };
         assert_eq!((at(1, 5 * MIB), at(1, 5 * MIB - 1), at(2, MIB)), (0, 1, 0));
+        assert_eq!(view.log_state(Some(&archive)), LogState { behind_bytes: Some(MIB), concerns: Vec::new() });
+        let far = ServerView { flushed: Some(Lsn(9 * MIB)), ..ServerView::default() };
+        assert!(far.log_state(Some(&archive)).concerns[0].what.contains("flushed 4 MiB"));
     }
 }

@@ -314,6 +314,11 @@ impl Connection {
         }
     }
 
+    /// Nothing more comes, and nothing need be cancelled.
+    pub(super) fn is_over(&mut self) {
+        self.over = true;
+    }
+
     fn complain(&self, refused: ServerError, doing: &str) -> Error {
         refused.into_error(doing.to_owned(), &self.server.endpoint.user).with("server", self.server.describe())
     }

@@ -24,6 +24,16 @@ pub(crate) enum Answer {
     Ready,
 }
 
+/// What the server sends after [`Answer::CopyBoth`].
+#[derive(Debug)]
+pub(crate) enum Flow {
+    Data(Bytes),
+    /// It has no more data; the command goes on.
+    Done,
+    /// It stops, in order: the command was completed in the midst of the data, and the session is over.
+    Stopped,
+}
+
 impl Connection {
     /// Begins a command; its answers follow one by one.
     pub(crate) async fn begin(&mut self, command: &str) -> Result<()> {
@@ -54,7 +64,7 @@ impl Connection {
         }
     }
 
-    /// The next piece of data after [`Answer::CopyOut`] or [`Answer::CopyBoth`]; `None` when the server says that it was
+    /// The next piece of data after [`Answer::CopyOut`]; `None` when the server says that it was
     /// the last, which proves nothing. Cancel safe.
     ///
     /// # Errors
@@ -64,6 +74,24 @@ impl Connection {
         match frame.tag {
             b'd' => Ok(Some(frame.body)),
             b'c' => Ok(None),
+            _ => Err(unexpected(&frame, "data")),
+        }
+    }
+
+    /// What comes next after [`Answer::CopyBoth`]. A server that is stopped sends no end of data, but that the command is
+    /// complete, once everything that it had was confirmed (`WalSndDone` in its `walsender.c`). Cancel safe.
+    ///
+    /// # Errors
+    /// As [`answer`](Self::answer).
+    pub(crate) async fn flow(&mut self) -> Result<Flow> {
+        let frame = self.next("the server broke off").await?;
+        match frame.tag {
+            b'd' => Ok(Flow::Data(frame.body)),
+            b'c' => Ok(Flow::Done),
+            b'C' => {
+                self.is_over();
+                Ok(Flow::Stopped)
+            }
             _ => Err(unexpected(&frame, "data")),
         }
     }

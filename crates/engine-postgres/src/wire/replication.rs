@@ -73,7 +73,9 @@ impl Connection {
     }
 
     /// Drops a slot.
-    #[cfg_attr(not(test), expect(dead_code, reason = "an operator drops a slot by SQL; tests drop theirs by this"))]
+    ///
+    /// # Errors
+    /// The SQLSTATE 55006 ([`ErrorKind::Busy`]) when somebody reads it.
     pub(crate) async fn drop_slot(&mut self, name: &str) -> Result<()> {
         self.query(&format!("DROP_REPLICATION_SLOT {}", slot_name(name)?)).await.map(|_| ())
     }

@@ -272,7 +272,7 @@ async fn receive(stream: &mut WalStream, mut at: Lsn, to: Lsn) -> Vec<u8> {
                     stream.confirm(at, at, Reply::NotNeeded).await.unwrap();
                 }
             }
-            Received::Ended => panic!("the log ended"),
+            Received::Ended | Received::Stopped => panic!("the log ended"),
         }
     }
     stream.confirm(at, at, Reply::Requested).await.unwrap();

@@ -9,7 +9,7 @@ use backup_core::position::Lsn;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::connection::{Connection, RawRows};
-use super::copy::Answer;
+use super::copy::{Answer, Flow};
 use super::frame::Body;
 use super::replication::{lsn, number, slot_name};
 
@@ -39,8 +39,10 @@ pub(crate) enum Received {
     },
     /// A sign of life. When `reply` is set, the server wants one, too: send [`WalStream::confirm`] soon.
     Keepalive { end: Lsn, reply: bool },
-    /// The timeline ended, or the server stops: [`WalStream::finish`] tells which.
+    /// The timeline ended: [`WalStream::finish`] tells where the log goes on.
     Ended,
+    /// The server stops. It waited until everything that it sent was confirmed.
+    Stopped,
 }
 
 /// How `START_REPLICATION` begins.
@@ -100,9 +102,12 @@ impl WalStream {
         if self.ended {
             return Err(Error::new(ErrorKind::Internal, "a stream is read past its end"));
         }
-        let Some(data) = self.connection.copy_data().await? else {
-            self.ended = true;
-            return Ok(Received::Ended);
+        let data = match self.connection.flow().await? {
+            Flow::Data(data) => data,
+            end => {
+                self.ended = true;
+                return Ok(if matches!(end, Flow::Stopped) { Received::Stopped } else { Received::Ended });
+            }
         };
         let mut body = Body(data);
         match body.u8()? {
@@ -140,13 +145,19 @@ impl WalStream {
     pub(crate) async fn stop(mut self) -> Result<Connection> {
         if !self.ended {
             self.connection.end_data().await?;
-            while self.connection.copy_data().await?.is_some() {}
+            loop {
+                match self.connection.flow().await? {
+                    Flow::Data(_) => {}
+                    Flow::Done => break,
+                    Flow::Stopped => return Ok(self.connection),
+                }
+            }
             finish(&mut self.connection, None).await?;
         }
         Ok(self.connection)
     }
 
-    /// After [`Received::Ended`]: the session, and where the log goes on; nowhere when the server stops.
+    /// After [`Received::Ended`]: the session, and where the log goes on; nowhere when the server says no more.
     pub(crate) async fn finish(mut self) -> Result<(Connection, Option<NextTimeline>)> {
         self.connection.end_data().await?;
         let next = finish(&mut self.connection, None).await?;

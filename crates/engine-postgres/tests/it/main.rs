@@ -6,6 +6,7 @@ mod backup;
 mod conformance;
 mod drill;
 mod faults;
+mod follow;
 mod increments;
 mod physical;
 mod recovery;

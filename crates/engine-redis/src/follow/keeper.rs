@@ -124,6 +124,7 @@ async fn store_all(
         let (bytes, segments) = (bytes + segment.bytes(), segments + 1);
         tell.send_replace(Progress { epoch: segment.epoch, end: segment.span.end, bytes, segments });
         cx.progress(segment.bytes(), 1);
+        cx.archived(&segment.id);
     }
     Ok(())
 }

@@ -96,7 +96,10 @@ fn show_server(
     complaints: &[Complaint],
 ) {
     let out = &session.output;
+    let is_lost = complaints.iter().any(|complaint| complaint.weight == Weight::Loss);
     match (lag, behind) {
+        // What the server has now may be archived, and what it had is not.
+        (Some(0), _) if is_lost => {}
         (Some(0), _) => out.line(format!("{source}: everything that the server has flushed is archived")),
         (Some(bytes), Some(seconds)) => {
             let since = output::span(Duration::from_secs_f64(seconds));

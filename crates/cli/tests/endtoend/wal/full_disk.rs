@@ -1,6 +1,5 @@
 //! Full disks: at the receiver of the log, and where a base backup is restored to.
 
-use std::io::Read;
 use std::path::Path;
 
 use backup_testkit::PrivatePostgres;
@@ -8,19 +7,6 @@ use backup_testkit::PrivatePostgres;
 use super::{Archive, Receiver, base_backup, recover, streamed};
 use crate::full_disk::SmallDisk;
 use crate::support::{Machine, Readers, files_below, run_tool, text, tool};
-
-impl Receiver {
-    /// Reads what it says until it has said these words.
-    fn says(&mut self, words: &str) -> String {
-        let (mut said, mut byte) = (Vec::new(), [0]);
-        let stderr = self.0.stderr.as_mut().unwrap();
-        while !text(&said).ends_with(words) {
-            assert_eq!(stderr.read(&mut byte).unwrap(), 1, "it ended: {}", text(&said));
-            said.push(byte[0]);
-        }
-        text(&said)
-    }
-}
 
 /// Log that hardly compresses: so many megabytes, about.
 fn write_log(server: &PrivatePostgres, megabytes: u32) {

@@ -25,9 +25,11 @@ impl Begin {
         restart: Option<Lsn>,
         size: SegmentSize,
     ) -> Result<Self> {
-        let fresh = WalSegment::containing(identity.timeline, restart.unwrap_or(identity.flushed), size);
-        let Some(chain) = chain else { return Ok(Self { segment: fresh, gap: None }) };
         let history = timelines::history(connection, identity.timeline).await?;
+        // What the slot keeps may be older than the server's timeline.
+        let from = restart.unwrap_or(identity.flushed);
+        let fresh = WalSegment::containing(history.timeline_of(from, identity.timeline), from, size);
+        let Some(chain) = chain else { return Ok(Self { segment: fresh, gap: None }) };
         Ok(Self::after(chain, identity.timeline, &history, fresh))
     }
 

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::log::{Mark, SegmentId, SegmentMeta, Span};
@@ -81,11 +83,13 @@ pub(super) struct Depot {
     log: SegmentLog,
     system: u64,
     under_way: VecDeque<(Lsn, JoinHandle<Result<()>>)>,
+    /// How many of them failed and are tried again.
+    failing: Arc<AtomicUsize>,
 }
 
 impl Depot {
     pub(super) fn new(cx: RunContext, log: SegmentLog, system: u64) -> Self {
-        Self { cx, log, system, under_way: VecDeque::new() }
+        Self { cx, log, system, under_way: VecDeque::new(), failing: Arc::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -97,11 +101,17 @@ impl Depot {
         self.under_way.len() < MOST
     }
 
+    /// Whether something could not be archived so far.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed) > 0
+    }
+
     /// Begins to archive.
     pub(super) fn push(&mut self, parcel: Parcel) {
-        let (cx, log, system) = (self.cx.clone(), self.log.clone(), self.system);
-        self.under_way
-            .push_back((parcel.end(), tokio::spawn(async move { archive(&cx, &log, system, &parcel).await })));
+        let (cx, log, system, failing) = (self.cx.clone(), self.log.clone(), self.system, Arc::clone(&self.failing));
+        let end = parcel.end();
+        let work = tokio::spawn(async move { archive(&cx, &log, system, &parcel, &failing).await });
+        self.under_way.push_back((end, work));
     }
 
     /// The next position before which everything is durable. Cancel safe.
@@ -126,17 +136,23 @@ impl Drop for Depot {
 }
 
 /// Stores it, however long the sink is away; the server keeps the log meanwhile.
-async fn archive(cx: &RunContext, log: &SegmentLog, system: u64, parcel: &Parcel) -> Result<()> {
+async fn archive(cx: &RunContext, log: &SegmentLog, system: u64, parcel: &Parcel, failing: &AtomicUsize) -> Result<()> {
     let (id, meta) = parcel.label(system)?;
-    let mut wait = RETRY.0;
+    let (mut wait, mut failed) = (RETRY.0, 0);
     loop {
         let content: Box<dyn Read + Send> = Box::new(parcel.range.clone());
         match log.put(&id, meta.clone(), content).await {
             Ok(_) => {
+                failing.fetch_sub(failed, Ordering::Relaxed);
                 cx.progress(0, 1);
+                cx.archived(&id);
                 return Ok(());
             }
             Err(error) if super::is_passing(&error) && cx.check_cancelled().is_ok() => {
+                if failed == 0 {
+                    failing.fetch_add(1, Ordering::Relaxed);
+                    failed = 1;
+                }
                 cx.warn(format!(
                     "{} is not archived: {}; trying again in {} s",
                     id.name,
