@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A server writes by itself, so it is made to stand still meanwhile (SIGSTOP): whatever changes was changed by somebody else.
-//! What asks a server while a guard stands waits for ever; so guard what restores, and nothing that asks.
+//! What asks a server while a guard stands waits for ever; so guard what restores, and nothing that asks. Guards may overlap.
 //!
 //! Invariant: no timing. Everything is compared: kind, mode, owner, inode, length, times of modification and change, content,
 //! and what links lead to; that the processes are there still, that nobody told them to end; and that nobody connected.
@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -31,6 +32,9 @@ const KNOCKED: &str = "02";
 thread_local! {
     static SERVERS: RefCell<Vec<Live>> = const { RefCell::new(Vec::new()) };
 }
+
+/// How many guards hold a process.
+static HELD: Mutex<BTreeMap<i32, u32>> = Mutex::new(BTreeMap::new());
 
 /// Where a server's files are.
 #[derive(Debug, Clone)]
@@ -101,31 +105,47 @@ impl LiveGuard {
     /// Stops the postmaster first: from then on there are no new processes.
     fn freeze(&mut self, postmaster: Pid) {
         let started = Instant::now();
-        self.stop(postmaster);
+        self.hold(postmaster);
         loop {
-            let awake: Vec<Pid> = family(postmaster).into_iter().filter(|pid| !stands_still(*pid)).collect();
-            if awake.is_empty() {
+            let family = family(postmaster);
+            for pid in &family {
+                self.hold(*pid);
+            }
+            if family.iter().all(|pid| stands_still(*pid)) {
                 return;
             }
-            assert!(started.elapsed() < LIMIT, "{awake:?} of a server do not stand still");
-            for pid in awake {
-                if !self.frozen.contains(&pid) {
-                    self.stop(pid);
-                }
-            }
+            assert!(started.elapsed() < LIMIT, "{family:?} of a server do not stand still");
             std::thread::sleep(POLL);
         }
     }
 
-    fn stop(&mut self, pid: Pid) {
+    /// Stops a process, unless another guard did.
+    fn hold(&mut self, pid: Pid) {
+        if self.frozen.contains(&pid) {
+            return;
+        }
         self.frozen.push(pid);
-        // It may have ended by itself.
-        let _gone = kill_process(pid, Signal::STOP);
+        let mut held = HELD.lock().expect("no guard panics while it counts");
+        let holders = held.entry(pid.as_raw_nonzero().get()).or_default();
+        *holders += 1;
+        if *holders == 1 {
+            // It may have ended by itself.
+            let _gone = kill_process(pid, Signal::STOP);
+        }
     }
 
+    /// Lets run on what no other guard holds.
     fn thaw(&self) {
+        let mut held = HELD.lock().expect("no guard panics while it counts");
         for pid in self.frozen.iter().rev() {
-            let _gone = kill_process(*pid, Signal::CONT);
+            let number = pid.as_raw_nonzero().get();
+            let holders = held.get(&number).copied().unwrap_or_default();
+            if holders > 1 {
+                held.insert(number, holders - 1);
+            } else {
+                held.remove(&number);
+                let _gone = kill_process(*pid, Signal::CONT);
+            }
         }
     }
 
@@ -263,6 +283,8 @@ mod tests {
     use super::*;
     use crate::PrivatePostgres;
 
+    type Deed<'a> = Box<dyn Fn() + 'a>;
+
     /// What a guard says of what somebody did.
     fn told(deed: impl FnOnce()) -> String {
         let guard = LiveGuard::all();
@@ -282,9 +304,13 @@ mod tests {
         let busy = server.pgbench_in_background("postgres", &["-c", "2", "-T", "1000"]);
         while server.sql("postgres", "select count(*) > 10 from pgbench_history") != "t" {}
         assert_eq!(told(|| {}), "", "it stands still in the midst of work");
+        assert_eq!(told(|| LiveGuard::all().check()), "", "one within another lets nothing run on");
+        let (earlier, later) = (LiveGuard::all(), LiveGuard::all());
+        earlier.check();
+        later.check();
         let version = server.data_folder().join("PG_VERSION");
         let same = std::fs::read(&version).unwrap();
-        let deeds: [(&str, Box<dyn Fn()>); 6] = [
+        let deeds: [(&str, Deed<'_>); 6] = [
             ("PG_VERSION", Box::new(|| std::fs::write(&version, &same).unwrap())),
             ("space/new", Box::new(|| std::fs::write(space.join("new"), "x").unwrap())),
             ("space/new", Box::new(|| std::fs::remove_file(space.join("new")).unwrap())),
