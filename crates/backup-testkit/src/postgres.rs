@@ -32,6 +32,10 @@ pub struct PrivatePostgres {
     etc: Option<PathBuf>,
 }
 
+/// The first and the last line of what keeps a copy apart from the living.
+const COPY_BEGIN: &str = "# stackward: a copy, kept apart";
+const COPY_END: &str = "# stackward: end of what keeps the copy apart\n";
+
 /// The port, where it is only a part of the socket's name.
 const PORT: u16 = 5432;
 
@@ -170,6 +174,7 @@ impl PrivatePostgres {
             assert!(!ended && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
             std::thread::sleep(POLL);
         }
+        crate::live_guard::register(self.folder.path(), &self.data);
         // Somebody must reap it; this thread ends with the server.
         std::thread::spawn(move || child.wait());
     }
@@ -234,14 +239,23 @@ impl PrivatePostgres {
         version.and_then(|version| version.parse().ok()).expect("a version")
     }
 
-    /// Starts a server of the same version on a data directory that was restored, and waits until it is consistent.
+    /// Starts a server of the same version on a data directory that was restored, and waits until it is consistent. It is made
+    /// live as an operator does it: what keeps a copy apart is taken out; it archives nothing and subscribes to nothing.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
     pub fn on_data(&self, data: &Path) -> Self {
+        let auto = data.join("postgresql.auto.conf");
+        let text = std::fs::read_to_string(&auto).unwrap_or_default();
+        if let (Some(begin), Some(end)) = (text.find(COPY_BEGIN), text.find(COPY_END)) {
+            let live = format!("{}{}", &text[..begin], &text[end + COPY_END.len()..]);
+            std::fs::write(&auto, live).expect("write postgresql.auto.conf");
+        }
         let (bin, data) = (self.bin.clone(), data.to_owned());
-        let server = Self { folder: private_folder(), bin, settings: Vec::new(), port: PORT, data, etc: None };
+        let settings = [("archive_mode", "off"), ("max_logical_replication_workers", "0")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let server = Self { folder: private_folder(), bin, settings, port: PORT, data, etc: None };
         server.write_settings();
         server.launch();
         server

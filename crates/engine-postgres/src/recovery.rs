@@ -13,8 +13,8 @@ mod start;
 mod way;
 
 pub(crate) use choose::{choose, out_of_reach};
-pub(crate) use conf::{Copy, Supply, neutral, settings, without_settings};
+pub(crate) use conf::{APART, Apart, Copy, SOCKETS, Supply, apart, neutral, settings, without_apart, without_settings};
 pub(crate) use hand_over::{ahead, broke_off, hand_over, prepare};
 pub(crate) use stage::stage;
-pub(crate) use start::{Started, State, is_running, start};
+pub(crate) use start::{LOG, Started, State, is_running, start};
 pub(crate) use way::{Branch, Search, Way, find};

@@ -26,9 +26,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// The system user that it runs as when we are root, which PostgreSQL refuses.
 const SERVER_USER: &str = "postgres";
 
-/// What makes a server harmless and quick. The last ones keep a clone's subscriptions and preloaded libraries asleep.
-const SETTINGS: [&str; 16] = [
-    "listen_addresses=",
+/// What makes an empty server harmless and quick. The last ones keep restored subscriptions and libraries asleep. The copy of a cluster
+/// has its own configuration (`recovery/conf.rs`), so that a drill of it proves what a copy does.
+const SETTINGS: [&str; 15] = [
     "archive_mode=off",
     "fsync=off",
     "full_page_writes=off",
@@ -99,13 +99,14 @@ impl Site {
         Ok(Self { server, folder, socket, folders })
     }
 
-    /// Starts the server on `data`, with further settings, which come last.
-    pub(crate) async fn launch(self, tools: Tools, data: PathBuf, more: &[String]) -> Result<Scratch> {
+    /// Starts the server on `data`, with these settings before those in its own files.
+    pub(crate) async fn launch(self, tools: Tools, data: PathBuf, settings: &[String]) -> Result<Scratch> {
         let Self { server, socket, folders, .. } = self;
         let mut postgres = server.plain_command(tools.program("postgres")).arg("-D").arg(&data);
-        for setting in SETTINGS.into_iter().chain(more.iter().map(String::as_str)) {
+        for setting in settings {
             postgres = postgres.arg("-c").arg(setting);
         }
+        postgres = postgres.arg("-c").arg("listen_addresses=");
         postgres = postgres.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
         let process = server.host.spawn(postgres.arg("-p").arg(PORT.to_string()).null_stdout()).await?;
         Ok(Scratch { server, tools, data, process, _folders: folders })
@@ -124,7 +125,7 @@ impl Scratch {
         let site = Site::prepare(cx, host, superuser, run_as).await?;
         let data = site.folder.join("data");
         init(&site.server, &tools, &data, superuser).await?;
-        let mut scratch = site.launch(tools, data, &[]).await?;
+        let mut scratch = site.launch(tools, data, &SETTINGS.map(str::to_owned)).await?;
         scratch.wait_until_ready().await?;
         Ok(scratch)
     }

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use backup_testkit::PrivatePostgres;
+use backup_testkit::{LiveGuard, PrivatePostgres};
 
 use crate::support::{Machine, Readers, text};
 
@@ -46,7 +46,9 @@ fn a_cluster_is_saved_twice_under_load_and_started_again() {
     machine.good("verify --depth structure");
     // The server's user must reach the folder.
     std::fs::set_permissions(machine.root(), PermissionsExt::from_mode(0o755)).unwrap();
+    let live = LiveGuard::all();
     machine.good("restore --target out");
+    live.check();
     let data = machine.path("out/db/data");
     let output = server.program("pg_verifybackup").arg(&data).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));

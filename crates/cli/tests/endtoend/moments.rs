@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use backup_testkit::PrivatePostgres;
+use backup_testkit::{LiveGuard, PrivatePostgres};
 use rustix::process::{Pid, Signal};
 
 use crate::support::{Machine, Readers, run, run_tool, text, tool};
@@ -85,7 +85,9 @@ fn a_dropped_table_is_brought_back_beside_the_server() {
     assert!(code == 1 && said.contains("lies outside of what can be recovered: from 20"), "{said}");
     assert!(!machine.path("out").exists(), "nothing was written");
 
+    let live = LiveGuard::all();
     machine.good(&format!("restore --source db --target out --to-lsn {lsn} --start"));
+    live.check();
     let count = ask(&server, &machine.path("out/db/run"), "select count(*) from letters");
     stop(&server, &machine.path("out/db/data"));
     assert_eq!(count, "501");
@@ -100,9 +102,10 @@ fn a_server_does_not_come_up_early_when_the_restore_is_killed() {
     switch(&server);
     push(&machine, &archive);
     let line = format!("restore --source db --target out --to-lsn {lsn} --start");
+    let live = LiveGuard::all();
     let mut restore = machine.command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (data, pid) = (machine.path("out/db/data"), Pid::from_child(&restore));
-    let log = || std::fs::read_to_string(data.join("stackward-start.log")).unwrap_or_default();
+    let log = || std::fs::read_to_string(data.with_file_name("stackward-start.log")).unwrap_or_default();
     while !log().contains("restored log file") {
         assert!(restore.try_wait().unwrap().is_none(), "it ended");
     }
@@ -117,6 +120,7 @@ fn a_server_does_not_come_up_early_when_the_restore_is_killed() {
     let (code, said) = machine.bad(&line);
     assert!(code == 1 && said.contains("broke off before it reached its moment") && said.contains("--delta"), "{said}");
     machine.good(&format!("{line} --delta"));
+    live.check();
     let rows = ask(&server, &machine.path("out/db/run"), "select count(*), sum(n) from filler");
     stop(&server, &data);
     assert_eq!(rows, "40000|800020000");

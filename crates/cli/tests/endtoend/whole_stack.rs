@@ -1,6 +1,6 @@
 //! A whole stack under load: files, SQLite and PostgreSQL in one plan, destroyed and put back as one.
 
-use backup_testkit::PrivatePostgres;
+use backup_testkit::{LiveGuard, PrivatePostgres};
 
 use crate::support::tree::describe;
 use crate::support::{Machine, Readers};
@@ -35,7 +35,9 @@ fn a_stack_is_backed_up_under_load_destroyed_and_put_back() {
     while server.sql("app", "select count(*) > 20 from pgbench_history") != "t" {}
     machine.good("backup");
     machine.good("verify --depth structure");
+    let live = LiveGuard::all();
     machine.good("drill");
+    live.check();
     drop(load);
     let uploads = describe(&machine.path("uploads"));
     drop(notes);

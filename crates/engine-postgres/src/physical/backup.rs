@@ -16,7 +16,6 @@ use backup_core::{ArtifactName, BackupWriter, RunContext};
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::Physical;
 use super::details::{DamagedPage, PhysicalDetails, PhysicalTablespace};
 use super::facts::ServerFacts;
 use super::increment::{self, Chosen};
@@ -25,6 +24,7 @@ use super::receiver::{Receiver, Shape};
 use super::server_manifest::{Line, ManifestReader, ManifestWriter, WalRange};
 use super::stream::{BackupKind, BaseBackup, End, Event, Wanted};
 use super::suspects::{DamagedPages, MAX_DAMAGED};
+use super::{Physical, standing};
 use crate::config_files::{self, ConfigFile};
 use crate::wal::WalSegment;
 use crate::wire::{Connection, Purpose, SlotKind};
@@ -59,6 +59,7 @@ impl Physical {
         let major = facts.version.major();
         // Not every role may know; then the plan says where a restore goes.
         let data_directory = connection.show("data_directory").await.ok();
+        let log_folder = data_directory.as_deref().and_then(|data| self.log_folder(data, &facts));
         let chosen = increment::choose(cx, out, &self.settings, &facts, &mut connection).await?;
         cx.step("waiting for the server's checkpoint");
         let started = Timestamp::now();
@@ -93,6 +94,7 @@ impl Physical {
             tablespaces: received.tablespaces,
             settings: facts.settings,
             data_directory,
+            log_folder,
             config_files: saved,
             damaged_pages: received.damaged.list,
             damaged_total: received.damaged.total,
@@ -110,6 +112,19 @@ impl Physical {
             details: details.to_map()?,
             ..SourceSummary::default()
         })
+    }
+
+    /// Where `pg_wal` of the data directory leads to, when it is a link and can be seen from here. The server does not tell.
+    fn log_folder(&self, data: &str, facts: &ServerFacts) -> Option<String> {
+        if !self.server.endpoint.is_socket() {
+            return None;
+        }
+        let data = self.server.host.local_path(std::path::Path::new(data))?;
+        // A socket may lead into a container, whose paths are others.
+        if standing::system_of(&data)? != facts.identity.system_identifier.to_string() {
+            return None;
+        }
+        std::fs::read_link(data.join("pg_wal")).ok().map(|target| target.display().to_string())
     }
 
     /// A session whose slot keeps the log from vanishing while the backup runs; it lives as long as the session.

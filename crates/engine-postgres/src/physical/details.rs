@@ -49,6 +49,9 @@ pub(crate) struct PhysicalDetails {
     /// Where the data directory was, when the role may know it.
     #[serde(default)]
     pub(crate) data_directory: Option<String>,
+    /// Where `pg_wal` led to, when it was known to be a link. The tree has a plain folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_folder: Option<String>,
     /// Configuration files that were saved besides, with their places on the server.
     #[serde(default)]
     pub(crate) config_files: Vec<ConfigFile>,

@@ -1,7 +1,7 @@
 //! The drill of a base backup: a scratch server on its files, recovered to the end of the log, asked about every table and page.
 //!
-//! Invariant: the scratch server reaches no other server: no network, no archiving, no subscriptions, nothing preloaded. Its
-//! files are gone afterwards.
+//! Invariant: the scratch server reaches no other server, by the very configuration of a copy (`configure.rs`), so that what it
+//! proves holds for copies that are started. Its files are gone afterwards.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,13 +23,20 @@ use crate::recovery::{Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
 use crate::tools::{PgVersion, Tools};
 
-/// The scratch server's own configuration, which the cluster's gives way to.
-const CONFIG: &str = "drill.conf";
-const HBA: &str = "drill_hba.conf";
-const IDENT: &str = "drill_ident.conf";
+/// Who may connect. What follows is read, too: a line that stops a server stops this one.
+const HBA: &str = "pg_hba.conf";
+const LET_IN: &str = "local all all trust\n";
+/// What makes a server quick, and cannot make one start that would not.
+const QUICK: [&str; 6] = [
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=off",
+    "max_wal_size=4GB",
+    "autovacuum=off",
+    // What is wrong with a setting is said at this level.
+    "log_min_messages=log",
+];
 const POLL: Duration = Duration::from_millis(50);
-/// What the scratch server has at least, where replay needs as much as the server had.
-const LEAST_PREPARED: u64 = 16;
 
 impl Physical {
     /// Restores, recovers along `way`, and asks. What does not restore is a finding.
@@ -57,8 +64,7 @@ impl Physical {
             Err(error) => return Err(error),
         };
         cx.step("starting a scratch server; it replays the log");
-        let settings = settings(&site.folder, details);
-        let mut scratch = site.launch(tools.clone(), data.clone(), &settings).await?;
+        let mut scratch = site.launch(tools.clone(), data.clone(), &settings(details)).await?;
         let ready = cx.unless_cancelled(until_ready(&mut scratch, &data));
         let outcome = match (way, from.log()) {
             (Some(way), Some(log)) => hand_over(cx, log, way, (&data, owner), ready).await,
@@ -119,11 +125,13 @@ impl Physical {
             prepare(cx, log, way, &layout.data, owner).await?;
         }
         let supply = Supply::HandedOver;
-        let how = Configuring { layout, owner, copy: Copy::Beside, is_elsewhere: true, way, supply, about: "a drill" };
+        let (copy, about, libraries) = (Copy::Beside, "a drill", &self.libraries(details).await);
+        let how = Configuring { layout, owner, copy, is_elsewhere: false, way, supply, about, inventory, libraries };
+        // What is not in force is told by a restore; a drill has nobody who would make its copy live.
         configure(cx, from, details, &how).await?;
-        for (name, text) in [(CONFIG, ""), (HBA, "local all all trust\n"), (IDENT, "")] {
-            write_private(&folder.join(name), text.as_bytes(), owner)?;
-        }
+        let hba = layout.data.join(HBA);
+        let rules = std::fs::read(&hba).map_err(|source| Error::io("cannot read the file", &hba, source))?;
+        write_private(&hba, &[LET_IN.as_bytes(), &rules].concat(), owner)?;
         standing::ended(layout)?;
         finish(layout).await?;
         Ok(bytes)
@@ -194,17 +202,11 @@ fn tell_of_other_counts(saved: &Fingerprint, drill: &mut DrillReport) {
     drill.checked.push(format!("{differ} counts are not those of the dumps, which are of another moment"));
 }
 
-fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
-    let file = |setting: &str, name: &str| format!("{setting}={}", folder.join(name).display());
-    let mut settings = vec![
-        file("config_file", CONFIG),
-        file("hba_file", HBA),
-        file("ident_file", IDENT),
-        "logging_collector=off".into(),
-    ];
-    for (name, number) in &details.settings {
-        let least = if name == "max_prepared_transactions" { LEAST_PREPARED } else { 0 };
-        settings.push(format!("{name}={}", (*number).max(least)));
+fn settings(details: &PhysicalDetails) -> Vec<String> {
+    let mut settings: Vec<String> = QUICK.map(str::to_owned).to_vec();
+    if PgVersion(details.version_number).major() >= 17 {
+        // A trigger of a login would act when we ask.
+        settings.push("event_triggers=off".to_owned());
     }
     settings
 }

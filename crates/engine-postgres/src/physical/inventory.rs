@@ -15,6 +15,9 @@ use super::layout::tablespace;
 use super::server_manifest::{Line, ManifestReader};
 use super::verify::{PathKey, key};
 
+const CONTROL: &[u8] = b"global/pg_control";
+const CONTROL_BYTES: usize = 8192;
+
 /// What the server says of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Listed {
@@ -31,6 +34,54 @@ pub(super) struct Inventory {
     entries: HashSet<PathKey>,
     /// The bytes of each tablespace's files; under `None` those of all others.
     bytes: BTreeMap<Option<u32>, u64>,
+    /// The files of the data directory that may be configuration, by their paths.
+    pub(super) texts: BTreeMap<String, String>,
+    control: Option<Control>,
+}
+
+/// What `pg_control` says first (`catalog/pg_control.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Control {
+    pub(super) system: u64,
+    /// Of it and of the version are the names of the folders in tablespaces: `PG_15_202209061`.
+    pub(super) catalog: u32,
+}
+
+impl Control {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let system = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+        let catalog = u32::from_le_bytes(bytes.get(12..16)?.try_into().ok()?);
+        Some(Self { system, catalog })
+    }
+}
+
+/// A configuration file that is longer is none.
+const MAX_TEXT: u64 = 1024 * 1024;
+/// All files that are called as one, and all others that may be one, have so many bytes at most; what is more is none.
+const MAX_TEXTS: u64 = 16 * 1024 * 1024;
+
+/// Whether a file of the data directory may be one of its configuration: not where only the server writes, no log.
+fn may_be_text(path: &[u8], size: u64) -> bool {
+    let in_folder = path.contains(&b'/');
+    let of_server = [&b"base/"[..], b"global/", b"pg_"].iter().any(|prefix| path.starts_with(prefix));
+    let is_server = in_folder && of_server && !path.ends_with(b".conf");
+    let others =
+        [&b".log"[..], b".csv", b".json", b"backup_label", b"tablespace_map", b"PG_VERSION", b"backup_manifest"];
+    size <= MAX_TEXT && !is_server && !others.iter().any(|suffix| path.ends_with(suffix))
+}
+
+async fn read(cx: &RunContext, content: Box<dyn FileContent>, most: usize) -> Result<Vec<u8>> {
+    let (mut bytes, mut pieces) = (Vec::new(), content.open().await?);
+    while let Some(piece) = cx.unless_cancelled(pieces.next()).await? {
+        match piece {
+            Piece::Data(data) => bytes.extend_from_slice(&data),
+            Piece::Hole(length) => bytes.resize(bytes.len() + (length.min(most as u64)) as usize, 0),
+        }
+        if bytes.len() >= most {
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 impl Inventory {
@@ -42,6 +93,7 @@ impl Inventory {
         let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
         let (mut entries, mut sizes, mut manifest) = (HashSet::new(), HashMap::new(), None);
         let mut bytes: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+        let (mut small, mut control, mut named, mut others) = (Vec::new(), None, 0, 0);
         while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
             let path = stored.entry.path.as_bytes();
             entries.insert(key(path));
@@ -49,8 +101,17 @@ impl Inventory {
             *sum = sum.saturating_add(stored.entry.size());
             match stored.content {
                 Some(content) if path == MANIFEST.as_bytes() => manifest = Some(content),
-                Some(_) => {
+                Some(content) => {
                     sizes.insert(key(path), stored.entry.size());
+                    if path == CONTROL {
+                        control = Some(content);
+                        continue;
+                    }
+                    let sum = if path.ends_with(b".conf") { &mut named } else { &mut others };
+                    if may_be_text(path, stored.entry.size()) && *sum < MAX_TEXTS {
+                        *sum += stored.entry.size();
+                        small.push((String::from_utf8_lossy(path).into_owned(), content));
+                    }
                 }
                 None => {}
             }
@@ -58,7 +119,27 @@ impl Inventory {
         let manifest = manifest
             .ok_or_else(|| Error::new(ErrorKind::Incomplete, "the server's manifest is missing in the tree"))?;
         let listed = compare(cx, manifest, &sizes).await?;
-        Ok(Self { listed, entries, bytes })
+        let mut texts = BTreeMap::new();
+        for (path, content) in small {
+            let text = read(cx, content, MAX_TEXT as usize).await?;
+            texts.insert(path, String::from_utf8_lossy(&text).into_owned());
+        }
+        let control = match control {
+            Some(content) => Control::read(&read(cx, content, CONTROL_BYTES).await?),
+            None => None,
+        };
+        Ok(Self { listed, entries, bytes, texts, control })
+    }
+
+    /// What its `pg_control` says.
+    pub(super) fn control(&self) -> Option<Control> {
+        self.control
+    }
+
+    /// Whether a folder in a tablespace is this cluster's: other versions may share it, and whatever else lies there.
+    pub(super) fn owns(&self, name: &[u8]) -> bool {
+        let own = |control: Control| name.ends_with(format!("_{}", control.catalog).as_bytes());
+        name.starts_with(b"PG_") && self.control.is_some_and(own)
     }
 
     /// What the server says of the file at `path` of the tree; nothing of files of the log.

@@ -151,7 +151,9 @@ pub(super) async fn finish(layout: &Layout) -> Result<()> {
     let layout = layout.clone();
     let syncing = tokio::task::spawn_blocking(move || {
         let mut devices = std::collections::BTreeSet::new();
-        for folder in layout.folders() {
+        // The log may be on a disk of its own.
+        let log = layout.data.join("pg_wal");
+        for folder in layout.folders().chain(log.is_symlink().then_some(&log)) {
             let failed = |source| Error::io("cannot look at the folder", folder, source);
             // Once for each file system.
             if devices.insert(std::fs::metadata(folder).map_err(failed)?.dev()) {

@@ -11,17 +11,17 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::{BackupReader, RunContext};
 
 use super::backup::TREE;
-use super::configure::{Configuring, configure, recovered};
+use super::configure::{Configuring, configure, drawing, not_in_force, recovered};
 use super::inventory::Inventory;
-use super::layout::Layout;
-use super::owner::{Owner, make_private};
+use super::layout::{DATA, Layout};
+use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place, place_config};
 use super::staging::Staging;
 use super::{Physical, PhysicalDetails, standing, verify};
-use crate::recovery::{Copy, Started, Supply, Way, ahead, hand_over, prepare, stage, start};
+use crate::recovery::{APART, Copy, LOG, SOCKETS, Started, Supply, Way, ahead, hand_over, prepare, stage, start};
 use crate::tools::{PgVersion, Tools};
 
-/// The folder of the socket of a copy that is started, beside its data directory.
+/// Leads to the folder of the socket of a copy, which is in its data directory.
 const SOCKET: &str = "run";
 /// The folder of the configuration files of a copy, as they lay on the server.
 const CONFIG: &str = "config";
@@ -50,8 +50,9 @@ pub(crate) struct Written {
     owner: Option<Owner>,
     copy: Copy,
     config: Option<PathBuf>,
-    socket: PathBuf,
-    about: String,
+    folder: Option<PathBuf>,
+    /// What is not of this cluster, in the data directory's words: other versions share folders of tablespaces.
+    others: Vec<String>,
 }
 
 impl Physical {
@@ -91,11 +92,11 @@ impl Physical {
         way: Option<&Way>,
     ) -> Result<RestorePlan> {
         let place = self.destination(details, to)?;
-        standing::check(&place.layout, to.existing)?;
+        let inventory = Inventory::take(cx, from).await?;
+        standing::check(&place.layout, to.existing, &inventory)?;
         if place.copy == Copy::InPlace {
             self.refuse_running().await?;
         }
-        let inventory = Inventory::take(cx, from).await?;
         let tree = from.record().artifacts.iter().find(|artifact| artifact.name.as_str() == TREE);
         let log = way.map_or(0, |way| room_for_log(way, supply(to.afterwards)));
         let bytes = tree.map_or(0, |artifact| artifact.bytes).saturating_add(log);
@@ -114,12 +115,17 @@ impl Physical {
         if to.afterwards == Afterwards::Start {
             plan.steps.push("start the server, and wait until it has recovered".to_owned());
         }
+        plan.warnings.extend(log_folder(&place, details, to.existing));
         if place.copy == Copy::Beside {
-            let what = "the copy does not archive its log (`archive_mode = off` in its postgresql.auto.conf): take that out when it \
-                        takes the server's place";
-            plan.warnings.push(what.to_owned());
-        }
-        if details.standby && way.is_none() {
+            plan.warnings.push(kept_apart());
+            let libraries = self.libraries(details).await;
+            plan.warnings.extend(not_in_force(&drawing(cx, from, details, &inventory, &libraries).await?.told));
+            if details.standby {
+                let what = "it was a standby, and will not be one: a copy follows nobody (to make it one, make it live, and put a \
+                            `standby.signal` into its data directory before it is first started)";
+                plan.warnings.push(what.to_owned());
+            }
+        } else if details.standby && way.is_none() {
             plan.warnings.push("it was a standby, and will be one when it is started (standby.signal)".to_owned());
         }
         Ok(plan)
@@ -152,7 +158,7 @@ impl Physical {
     ) -> Result<Written> {
         let Destination { layout, owner, copy, folder, config } = self.destination(details, to)?;
         let inventory = Inventory::take(cx, from).await?;
-        standing::check(&layout, to.existing)?;
+        standing::check(&layout, to.existing, &inventory)?;
         let beside = folder.map(|folder| folder.join(CONFIG));
         let staging = if to.existing == Existing::Refuse && standing::can_be_staged(&layout) {
             // The data directory comes last: whoever sees it sees it whole.
@@ -178,8 +184,20 @@ impl Physical {
         }
         let about = format!("{} from the snapshot {}", to.moment, from.manifest().id);
         let is_elsewhere = config.is_some();
-        let how = Configuring { layout: &now, owner, copy, is_elsewhere, way, supply, about: &about };
-        configure(cx, from, details, &how).await?;
+        let (inventory, libraries) = (&inventory, &self.libraries(details).await);
+        let layout_now = &now;
+        let how = Configuring {
+            layout: layout_now,
+            owner,
+            copy,
+            is_elsewhere,
+            way,
+            supply,
+            about: &about,
+            inventory,
+            libraries,
+        };
+        report.warnings.extend(not_in_force(&configure(cx, from, details, &how).await?));
         standing::ended(&now)?;
         finish(&now).await?;
         report.restored.extend(layout.folders().map(|path| path.display().to_string()));
@@ -188,8 +206,11 @@ impl Physical {
             report.restored.push(format!("{} files were the same already", placed.kept));
         }
         report.warnings.extend(damage(details));
-        let socket = folder.unwrap_or(&layout.data).join(SOCKET);
-        Ok(Written { staging, report, layout, owner, copy, config, socket, about })
+        if copy == Copy::Beside {
+            report.warnings.push(kept_apart());
+        }
+        let others = standing::others(&now, inventory)?;
+        Ok(Written { staging, report, layout, owner, copy, config, folder: folder.map(Path::to_owned), others })
     }
 
     /// Gives everything its place; checks, and starts, when that is wished.
@@ -202,17 +223,18 @@ impl Physical {
         way: Option<&Way>,
         afterwards: Afterwards,
     ) -> Result<RestoreReport> {
-        let Written { staging, mut report, layout, owner, copy, config, socket, about } = written;
+        let Written { staging, mut report, layout, owner, copy, config, folder, others } = written;
         staging.map_or(Ok(()), Staging::finish)?;
-        self.verify_backup(cx, details, &layout).await?;
+        let socket = folder.as_deref().filter(|_| copy == Copy::Beside).map(offer_socket).transpose()?;
+        self.verify_backup(cx, details, &layout, &others).await?;
         if afterwards == Afterwards::Leave {
             return Ok(report);
         }
-        if copy == Copy::Beside {
-            make_private(&socket, owner)?;
-        }
-        let started = Started { data: &layout.data, config, copy, socket: &socket };
-        let start = self.start(cx, details, &started);
+        // No base backup has what is in `pg_wal`.
+        let log = folder.unwrap_or_else(|| layout.data.join("pg_wal")).join(LOG);
+        write_private(&log, b"", owner)?;
+        let started = Started { data: &layout.data, config, log: &log };
+        let start = self.start(cx, details, &started, socket.as_deref());
         let told = match (way, from.log()) {
             (Some(way), Some(log)) => {
                 report.bytes += way.segments.len() as u64 * way.segment_bytes;
@@ -221,39 +243,54 @@ impl Physical {
             _ => start.await?,
         };
         report.restored.push(told);
-        recovered(&layout.data, copy, &about, owner)?;
+        recovered(&layout.data, owner)?;
         Ok(report)
     }
 
-    async fn start(&self, cx: &RunContext, details: &PhysicalDetails, how: &Started<'_>) -> Result<String> {
+    async fn start(
+        &self,
+        cx: &RunContext,
+        details: &PhysicalDetails,
+        how: &Started<'_>,
+        socket: Option<&Path>,
+    ) -> Result<String> {
         let tools = self.tools.server(PgVersion(details.version_number)).await?;
         let owned = crate::server::Server::of_files(&self.server);
         let place = start(cx, &owned, &tools, how).await?;
-        let socket = if how.copy == Copy::Beside {
-            format!("; its socket is in {}", how.socket.display())
-        } else {
-            String::new()
-        };
+        let socket = socket.map_or_else(String::new, |socket| format!("; its socket is in {}", socket.display()));
         Ok(format!("the server runs: {place}{socket}"))
     }
 
     /// Lets `pg_verifybackup` of the same version look at it, when there is one. The checksums were compared already, as the
     /// files were written.
-    async fn verify_backup(&self, cx: &RunContext, details: &PhysicalDetails, layout: &Layout) -> Result<()> {
+    async fn verify_backup(
+        &self,
+        cx: &RunContext,
+        details: &PhysicalDetails,
+        layout: &Layout,
+        others: &[String],
+    ) -> Result<()> {
         let version = PgVersion(details.version_number);
         let Ok(tools) = self.tools.server(version).await else { return Ok(()) };
         if tools.version.major() != version.major() || !tools.has(&*self.server.host, "pg_verifybackup").await {
             return Ok(());
         }
         cx.step("checking the files with pg_verifybackup");
-        self.run_verify_backup(cx, &tools, layout).await
+        self.run_verify_backup(cx, &tools, layout, others).await
     }
 
-    async fn run_verify_backup(&self, cx: &RunContext, tools: &Tools, layout: &Layout) -> Result<()> {
+    async fn run_verify_backup(
+        &self,
+        cx: &RunContext,
+        tools: &Tools,
+        layout: &Layout,
+        others: &[String],
+    ) -> Result<()> {
         let command = self.server.plain_command(tools.program("pg_verifybackup")).args(["--skip-checksums", "--quiet"]);
         // What was put beside the server's own files.
         let ours = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d"];
-        let command = ours.iter().fold(command, |command, name| command.arg(format!("--ignore={name}")));
+        let ignored = ours.into_iter().chain([SOCKETS]).chain(others.iter().map(String::as_str));
+        let command = ignored.fold(command, |command, name| command.arg(format!("--ignore={name}")));
         let mut process = self.server.host.spawn(command.arg(&layout.data).null_stdout()).await?;
         let status = cx.unless_cancelled(process.status()).await?;
         if status == Some(0) {
@@ -269,6 +306,44 @@ impl Physical {
         let mut report = VerifyReport::default();
         verify::verify(cx, from, &details, &mut report).await?;
         Ok(Some(report))
+    }
+}
+
+/// What is said of every copy.
+fn kept_apart() -> String {
+    format!(
+        "the copy is kept apart from the living by the block `{APART}` of its postgresql.auto.conf: it archives nothing, follows and \
+         subscribes to nobody, runs no jobs, and has a socket of its own only; to make it live, take the block out while it is stopped"
+    )
+}
+
+/// Leads from `run` in the folder of a restore to the folder of the socket.
+fn offer_socket(folder: &Path) -> Result<PathBuf> {
+    let (link, sockets) = (folder.join(SOCKET), Path::new(DATA).join(SOCKETS));
+    if link.is_symlink() {
+        return Ok(link);
+    }
+    // An earlier restore made a folder, which is empty unless its server was killed.
+    let _other = std::fs::remove_dir(&link);
+    match std::os::unix::fs::symlink(&sockets, &link) {
+        Ok(()) => Ok(link),
+        Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => Ok(folder.join(sockets)),
+        Err(source) => Err(Error::io("cannot lead to the folder of the socket", &link, source)),
+    }
+}
+
+/// Where the log goes, when that is another disk than before, or might be taken for one.
+fn log_folder(place: &Destination<'_>, details: &PhysicalDetails, existing: Existing) -> Option<String> {
+    let log = place.layout.data.join("pg_wal");
+    match (standing::log_link(&place.layout.data).filter(|_| existing != Existing::Refuse), &details.log_folder) {
+        (Some(folder), _) => {
+            Some(format!("{} stays a link to {}; what is there of the log is removed", log.display(), folder.display()))
+        }
+        (None, Some(folder)) => Some(format!(
+            "`pg_wal` was a link to {folder} on the server; here it is a folder, on the disk of {}",
+            place.layout.data.display()
+        )),
+        (None, None) => None,
     }
 }
 

@@ -10,7 +10,7 @@ use backup_core::engine::Existing;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::TreePath;
 
-use super::inventory::{Inventory, Listed};
+use super::inventory::{Control, Inventory, Listed};
 use super::layout::{DATA, LINKS, Layout};
 use super::receiver::crc32c;
 use crate::recovery::{broke_off, is_running};
@@ -19,8 +19,12 @@ use crate::recovery::{broke_off, is_running};
 const VERSION: &str = "PG_VERSION";
 /// Says that a restore began here, so that another may begin anew when it broke off.
 const BEGUN: &str = "stackward-restore.incomplete";
-/// What a server puts into a tablespace.
-const SPACE_PREFIX: &str = "PG_";
+/// The folder of the log, which may be a link to another disk.
+const LOG: &str = "pg_wal";
+/// Folders of a server within it, and ours.
+const LOG_FOLDERS: [&str; 3] = ["archive_status", "summaries", "stackward"];
+/// Where a segment of the log has the number of its system (`access/xlog_internal.h`).
+const SEGMENT_SYSTEM: std::ops::Range<usize> = 24..32;
 const READ_BYTES: usize = 1024 * 1024;
 
 /// Looks whether the cluster may be written.
@@ -28,7 +32,7 @@ const READ_BYTES: usize = 1024 * 1024;
 /// # Errors
 /// [`ErrorKind::Busy`] when a server runs there; [`ErrorKind::AlreadyExists`] when something stands there that may not be
 /// replaced, or is no cluster.
-pub(super) fn check(layout: &Layout, existing: Existing) -> Result<()> {
+pub(super) fn check(layout: &Layout, existing: Existing, inventory: &Inventory) -> Result<()> {
     if is_running(&layout.data) {
         return Err(Error::new(ErrorKind::Busy, format!("a server runs on {}", layout.data.display()))
             .hint("stop it, or restore into another folder with `--target`"));
@@ -42,7 +46,63 @@ pub(super) fn check(layout: &Layout, existing: Existing) -> Result<()> {
         return Err(Error::new(ErrorKind::AlreadyExists, message)
             .hint("choose another folder, or remove yourself what is in it"));
     }
+    match log_link(&layout.data) {
+        Some(folder) if existing != Existing::Refuse => check_log(&layout.data, &folder, inventory),
+        _ => Ok(()),
+    }
+}
+
+/// The folder that `pg_wal` of the data directory that stands there leads to, when it is a link.
+pub(super) fn log_link(data: &Path) -> Option<PathBuf> {
+    let link = data.join(LOG);
+    (link.is_symlink() && link.is_dir()).then(|| link.canonicalize().ok()).flatten()
+}
+
+/// The number of the system of a data directory, as text.
+pub(super) fn system_of(data: &Path) -> Option<String> {
+    let bytes = std::fs::read(data.join("global/pg_control")).ok()?;
+    Control::read(&bytes).map(|control| control.system.to_string())
+}
+
+/// Looks whether what lies in `folder`, to which `pg_wal` leads, is the log of this cluster, or of the one that stands there.
+fn check_log(data: &Path, folder: &Path, inventory: &Inventory) -> Result<()> {
+    let failed = |source| Error::io("cannot look into the folder of the log", folder, source);
+    let own = [system_of(data), inventory.control().map(|control| control.system.to_string())];
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().len() != 24 || !is_of_log(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let mut start = [0; SEGMENT_SYSTEM.end];
+        let read = std::fs::File::open(entry.path()).and_then(|mut file| file.read_exact(&mut start));
+        let Ok(number) = start[SEGMENT_SYSTEM].try_into().map(u64::from_le_bytes) else { continue };
+        // A segment that is made in advance has nothing in it yet.
+        if read.is_err() || number == 0 || own.contains(&Some(number.to_string())) {
+            continue;
+        }
+        let message = format!(
+            "{} leads to {}, where {} is of the server {number}",
+            data.join(LOG).display(),
+            folder.display(),
+            entry.file_name().display()
+        );
+        return Err(Error::new(ErrorKind::AlreadyExists, message)
+            .hint("remove the link, or lead it to a folder of this server's own"));
+    }
     Ok(())
+}
+
+/// Whether a server has an entry of this name in its folder of the log.
+fn is_of_log(name: &str) -> bool {
+    let (stem, kind) = name.split_once('.').unwrap_or((name, ""));
+    let is_number = matches!(stem.len(), 8 | 24) && stem.bytes().all(|byte| byte.is_ascii_hexdigit());
+    LOG_FOLDERS.contains(&name)
+        || name.starts_with("xlogtemp.")
+        || (is_number
+            && (kind.is_empty() && stem.len() == 24
+                || kind == "history"
+                || kind == "partial"
+                || kind.ends_with("backup")))
 }
 
 /// Looks whether the folder of a restore is free, or may be written to.
@@ -90,27 +150,68 @@ fn is_empty(folder: &Path) -> Result<bool> {
 /// Removes what may not stay: everything, or what the snapshot does not have.
 pub(super) fn clear(layout: &Layout, existing: Existing, inventory: &Inventory) -> Result<()> {
     // Again: somebody may have started a server since it was planned.
-    check(layout, existing)?;
+    check(layout, existing, inventory)?;
     let make = |source| Error::io("cannot begin to restore into the folder", &layout.data, source);
     std::fs::create_dir_all(&layout.data).map_err(make)?;
     std::fs::write(layout.data.join(BEGUN), b"").map_err(make)?;
     match existing {
         Existing::Refuse => Ok(()),
         Existing::Replace => {
-            remove_entries(&layout.data, |name| name != BEGUN.as_bytes())?;
+            let link = log_link(&layout.data);
+            remove_entries(&layout.data, |name| {
+                name != BEGUN.as_bytes() && (link.is_none() || name != LOG.as_bytes())
+            })?;
+            link.map_or(Ok(()), |folder| empty_log(&folder))?;
             for folder in layout.tablespaces.values().filter(|folder| folder.is_dir()) {
-                remove_entries(folder, |name| name.starts_with(SPACE_PREFIX.as_bytes()))?;
+                remove_entries(folder, |name| inventory.owns(name))?;
             }
             Ok(())
         }
         Existing::Update => {
             tidy(&layout.data, &mut Vec::new(), inventory)?;
             for (oid, folder) in layout.tablespaces.iter().filter(|(_, folder)| folder.is_dir()) {
-                tidy(folder, &mut format!("{LINKS}/{oid}/").into_bytes(), inventory)?;
+                tidy_space(folder, *oid, inventory)?;
             }
             Ok(())
         }
     }
+}
+
+/// Removes what a server had in a folder of the log, and nothing else: it may be a disk of its own.
+fn empty_log(folder: &Path) -> Result<()> {
+    remove_entries(folder, |name| std::str::from_utf8(name).is_ok_and(is_of_log))
+}
+
+/// What lies in folders of tablespaces and is not this cluster's, by its paths in the data directory.
+pub(super) fn others(layout: &Layout, inventory: &Inventory) -> Result<Vec<String>> {
+    let mut others = Vec::new();
+    for (oid, folder) in layout.tablespaces.iter().filter(|(_, folder)| folder.is_dir()) {
+        let failed = |source| Error::io("cannot look into the folder", folder, source);
+        for entry in std::fs::read_dir(folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if !inventory.owns(name.as_bytes()) {
+                others.push(format!("{LINKS}/{oid}/{}", name.display()));
+            }
+        }
+    }
+    Ok(others)
+}
+
+/// Tidies this cluster's own folder in a tablespace. What other versions have there stays.
+fn tidy_space(folder: &Path, oid: u32, inventory: &Inventory) -> Result<()> {
+    let failed = |source| Error::io("cannot tidy the folder", folder, source);
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if !inventory.owns(name.as_bytes()) || !entry.file_type().map_err(failed)?.is_dir() {
+            continue;
+        }
+        let mut prefix = format!("{LINKS}/{oid}/").into_bytes();
+        prefix.extend_from_slice(name.as_bytes());
+        prefix.push(b'/');
+        tidy(&entry.path(), &mut prefix, inventory)?;
+    }
+    Ok(())
 }
 
 /// The restore has ended.
@@ -146,6 +247,8 @@ fn tidy(folder: &Path, prefix: &mut Vec<u8>, inventory: &Inventory) -> Result<()
         let path = entry.path();
         if prefix.as_slice() == BEGUN.as_bytes() {
             // Ours.
+        } else if prefix.as_slice() == LOG.as_bytes() && kind.is_symlink() && path.is_dir() {
+            empty_log(&path)?;
         } else if kind.is_dir() && known {
             prefix.push(b'/');
             tidy(&path, prefix, inventory)?;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use backup_core::RunContext;
 use backup_core::error::{Error, ErrorKind, Result};
 
-use super::conf::Copy;
 use crate::server::Server;
 use crate::tools::Tools;
 
@@ -17,7 +16,8 @@ const FOREVER_SECONDS: &str = "31536000";
 /// So much of the end of the server's log goes into an error.
 const TOLD_BYTES: u64 = 8 * 1024;
 const POLL: Duration = Duration::from_millis(50);
-const LOG: &str = "stackward-start.log";
+/// What a server that we start says, in a file that no base backup has.
+pub(crate) const LOG: &str = "stackward-start.log";
 /// `pg_controldata` prints some fifty lines.
 const CONTROL_BYTES: usize = 64 * 1024;
 
@@ -27,9 +27,8 @@ pub(crate) struct Started<'a> {
     pub(crate) data: &'a Path,
     /// The configuration of the server that it takes the place of, when that is not in the data directory.
     pub(crate) config: Option<PathBuf>,
-    pub(crate) copy: Copy,
-    /// The folder of the socket of a copy, which listens nowhere else.
-    pub(crate) socket: &'a Path,
+    /// Where what it says goes: a file that is empty yet.
+    pub(crate) log: &'a Path,
 }
 
 /// Starts it and waits until it has recovered and takes connections. Returns what `pg_controldata` says of where it is now.
@@ -37,27 +36,20 @@ pub(crate) struct Started<'a> {
 /// # Errors
 /// [`ErrorKind::Tool`] with what the server said last.
 pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: &Started<'_>) -> Result<String> {
-    let log = how.data.join(LOG);
     let mut options = String::new();
     if let Some(config) = &how.config {
-        options.push_str(&format!("-c config_file={} -c data_directory={} ", quoted(config), quoted(how.data)));
-    }
-    if how.copy == Copy::Beside {
-        options.push_str(&format!(
-            "-c listen_addresses= -c unix_socket_directories={} -c archive_mode=off -c max_logical_replication_workers=0 ",
-            quoted(how.socket)
-        ));
+        options.push_str(&format!("-c config_file={} -c data_directory={}", quoted(config), quoted(how.data)));
     }
     let command = server
         .plain_command(tools.program("pg_ctl"))
         .args(["start", "--wait", "--silent"])
         .arg(format!("--timeout={FOREVER_SECONDS}"))
         .arg("--log")
-        .arg(&log)
+        .arg(how.log)
         .arg("-D")
         .arg(how.data)
         .arg("-o")
-        .arg(options.trim_end());
+        .arg(options);
     cx.step("starting the server; it replays the log");
     let mut process = server.host.spawn(command.null_stdout()).await?;
     let waited = cx.unless_cancelled(async {
@@ -77,10 +69,10 @@ pub(crate) async fn start(cx: &RunContext, server: &Server, tools: &Tools, how: 
         halt(server, tools, how.data).await;
     }
     if state? == State::Gone {
-        let tail = server.plain_command("tail").arg("-c").arg(TOLD_BYTES.to_string()).arg(&log);
+        let tail = server.plain_command("tail").arg("-c").arg(TOLD_BYTES.to_string()).arg(how.log);
         let told = server.host.spawn(tail).await?.output(TOLD_BYTES as usize + 1).await.unwrap_or_default();
         return Err(Error::new(ErrorKind::Tool, "the restored server does not start, or did not reach the moment")
-            .with("log", log.display())
+            .with("log", how.log.display())
             .caused_by(format!("{}{}", told.trim(), process.stderr_tail().trim()))
             .hint("its data directory is complete and stays; its log says what it lacks"));
     }

@@ -1,7 +1,7 @@
 //! What a drill proves.
 
 use backup_core::ErrorKind;
-use backup_testkit::PrivatePostgres;
+use backup_testkit::{LiveGuard, PrivatePostgres};
 
 use crate::faults::{Damage, damaged};
 use crate::support::{amcheck_says, back_up, context, drill, drill_below, engine, fill, is_empty, open_folder};
@@ -68,6 +68,7 @@ async fn a_cancelled_drill_leaves_nothing_behind() {
     let cancel = tokio_util::sync::CancellationToken::new();
     let cx = context().scratch_in(scratch.path()).cancelled_by(cancel.clone());
     let reader = saved.reader().await;
+    let live = LiveGuard::all();
     let drilling = tokio::spawn(async move { engine.driller.drill(&cx, &reader).await });
     let running = || {
         let mut folders = std::fs::read_dir(scratch.path()).unwrap().flatten();
@@ -78,6 +79,7 @@ async fn a_cancelled_drill_leaves_nothing_behind() {
     }
     cancel.cancel();
     assert_eq!(drilling.await.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
+    live.check();
     assert!(is_empty(scratch.path()));
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use backup_core::engine::{DrillReport, Engine, EngineSetup, RestoreReport, RestoreTarget};
+use backup_core::engine::{DrillReport, Engine, EngineSetup, Place, RestoreReport, RestoreTarget};
 use backup_core::error::Result;
 use backup_core::event::{Event, Observer, Recorder};
 use backup_core::host::LocalHost;
@@ -12,7 +12,7 @@ use backup_core::plan::{Node, OnFailure};
 use backup_core::run::{RunOptions, Task, run};
 use backup_core::sink::Sink;
 use backup_core::{BackupReader, PlanName, RunContext, SourceName};
-use backup_testkit::{MemorySink, PrivatePostgres};
+use backup_testkit::{LiveGuard, MemorySink, PrivatePostgres};
 use engine_postgres::POSTGRES;
 
 /// A name that is hard on quoting, of files, SQL, connection strings and shells.
@@ -102,8 +102,9 @@ impl Saved {
     }
 }
 
-/// Plans and restores, as the command line does.
+/// Plans and restores, as the command line does. Beside a live server, nothing of that may change.
 pub(crate) async fn restore(engine: &Engine, from: &BackupReader, target: &RestoreTarget) -> Result<RestoreReport> {
+    let _live = matches!(target.place, Place::Folder(_)).then(LiveGuard::all);
     let plan = engine.restorer.plan_restore(&context(), from, target).await?;
     engine.restorer.restore(&context(), from, plan).await
 }
@@ -113,8 +114,9 @@ pub(crate) async fn drill(engine: &Engine, from: &BackupReader) -> DrillReport {
     drill_below(engine, from, open_folder().path()).await
 }
 
-/// Drills below `scratch`, which is empty afterwards.
+/// Drills below `scratch`, which is empty afterwards. Nothing of live servers may change.
 pub(crate) async fn drill_below(engine: &Engine, from: &BackupReader, scratch: &Path) -> DrillReport {
+    let _live = LiveGuard::all();
     let report = engine.driller.drill(&context().scratch_in(scratch), from).await.unwrap();
     assert!(is_empty(scratch), "the scratch server is gone");
     report

@@ -79,6 +79,9 @@ async fn a_backup_of_a_standby_recovers_along_the_log_of_its_primary() {
     let report = drill(&db.engine(), &db.reader(&saved.id).await).await;
     assert_eq!(report.findings, [] as [String; 0], "{report:?}");
     assert_eq!(report.fingerprint.0["tables of postgres"]["public.steps"], 3);
+    // Without a log it is what it was, and waits for nobody.
+    let report = drill(&db.engine(), &db.reader(&saved.id).await.with_log(None)).await;
+    assert_eq!(report.findings, [] as [String; 0], "{report:?}");
 }
 
 #[tokio::test]
