@@ -154,6 +154,7 @@ impl PrivatePostgres {
             assert!(!ended && started.elapsed() < START_LIMIT, "the server does not start:\n{}", self.log());
             std::thread::sleep(POLL);
         }
+        crate::live_guard::register(self.folder.path(), &self.data);
         // Somebody must reap it; this thread ends with the server.
         std::thread::spawn(move || child.wait());
     }
