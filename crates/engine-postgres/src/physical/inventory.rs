@@ -13,7 +13,8 @@ use backup_core::{ArtifactName, BackupReader, RunContext};
 use super::backup::{MANIFEST, TREE};
 use super::layout::tablespace;
 use super::server_manifest::{Line, ManifestReader};
-use super::verify::{PathKey, key};
+use super::verify::{PathKey, key, segment_of};
+use crate::wal::WalSegment;
 
 /// What the server says of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(super) struct Inventory {
     entries: HashSet<PathKey>,
     /// The bytes of each tablespace's files; under `None` those of all others.
     bytes: BTreeMap<Option<u32>, u64>,
+    /// The segments of the log.
+    log: BTreeMap<WalSegment, Box<dyn FileContent>>,
 }
 
 impl Inventory {
@@ -41,6 +44,7 @@ impl Inventory {
     pub(super) async fn take(cx: &RunContext, from: &BackupReader) -> Result<Self> {
         let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
         let (mut entries, mut sizes, mut manifest) = (HashSet::new(), HashMap::new(), None);
+        let mut log = BTreeMap::new();
         let mut bytes: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
             let path = stored.entry.path.as_bytes();
@@ -49,8 +53,9 @@ impl Inventory {
             *sum = sum.saturating_add(stored.entry.size());
             match stored.content {
                 Some(content) if path == MANIFEST.as_bytes() => manifest = Some(content),
-                Some(_) => {
+                Some(content) => {
                     sizes.insert(key(path), stored.entry.size());
+                    log.extend(segment_of(&stored.entry.path.to_string()).map(|segment| (segment, content)));
                 }
                 None => {}
             }
@@ -58,7 +63,7 @@ impl Inventory {
         let manifest = manifest
             .ok_or_else(|| Error::new(ErrorKind::Incomplete, "the server's manifest is missing in the tree"))?;
         let listed = compare(cx, manifest, &sizes).await?;
-        Ok(Self { listed, entries, bytes })
+        Ok(Self { listed, entries, bytes, log })
     }
 
     /// What the server says of the file at `path` of the tree; nothing of files of the log.
@@ -69,6 +74,11 @@ impl Inventory {
     /// The bytes of the files of a tablespace; of `None`, those of all other files.
     pub(super) fn bytes(&self, tablespace: Option<u32>) -> u64 {
         self.bytes.get(&tablespace).copied().unwrap_or_default()
+    }
+
+    /// The segments of the log that the tree has, in order; once.
+    pub(super) fn take_log(&mut self) -> BTreeMap<WalSegment, Box<dyn FileContent>> {
+        std::mem::take(&mut self.log)
     }
 
     /// Whether the tree has anything at this path.

@@ -5,6 +5,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::position::Lsn;
 use jiff::Timestamp;
 
+use super::spaces::LogSpaces;
 use crate::wal::{End, Observer, Record};
 
 /// A moment in the terms of the log.
@@ -57,11 +58,20 @@ pub(super) struct Search {
     /// The latest time that any record tells.
     pub(super) last_time: Option<Timestamp>,
     pub(super) records: u64,
+    pub(super) spaces: LogSpaces,
 }
 
 impl Search {
     pub(super) fn new(wanted: Wanted, consistent: Lsn) -> Self {
-        Self { wanted, consistent, found: None, too_early: false, last_time: None, records: 0 }
+        Self {
+            wanted,
+            consistent,
+            found: None,
+            too_early: false,
+            last_time: None,
+            records: 0,
+            spaces: LogSpaces::default(),
+        }
     }
 
     /// Whether nothing that follows can change the answer.
@@ -83,6 +93,8 @@ impl Search {
 
 impl Observer for Search {
     fn see(&mut self, record: &Record) {
+        // Also of those behind the answer, up to the end of what is read.
+        self.spaces.note(record);
         if self.is_over() {
             return;
         }

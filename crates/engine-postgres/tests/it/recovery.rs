@@ -6,5 +6,6 @@ mod kinds;
 mod places;
 mod refused;
 mod support;
+mod tablespaces;
 mod targets;
 mod timelines;
