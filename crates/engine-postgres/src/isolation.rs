@@ -26,14 +26,12 @@ impl fmt::Display for Isolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace => f.write_str(
-                "nothing outside of its folder could be written: it ran in namespaces of its own, without a network",
+                "the scratch server could write nothing outside of its folder and had no network: it ran in namespaces of its own",
             ),
-            Self::Configuration(why) => {
-                write!(
-                    f,
-                    "its configuration and its log, which lead nowhere else, kept it in its folder; namespaces were not to be had: {why}"
-                )
-            }
+            Self::Configuration(why) => write!(
+                f,
+                "the scratch server was kept in its folder by its configuration and its log alone; no namespaces: {why}"
+            ),
         }
     }
 }

@@ -81,7 +81,7 @@ impl Physical {
             Some(way) => format!("recovered: {}", way.describe()),
             None => "recovered to where the base backup ended; there is no log".to_owned(),
         });
-        drill.checked.push(format!("the scratch server: {}", scratch.isolation));
+        drill.checked.push(scratch.isolation.to_string());
         let asked = Instant::now();
         cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, (details, &from.record().fingerprint), &mut drill))
             .await?;

@@ -161,7 +161,9 @@ impl Physical {
                 return Err(Error::new(ErrorKind::Incomplete, message)
                     .hint("if the server still has it in pg_wal, archive it with `stackward wal push`"));
             }
-            stretches.iter_mut().for_each(|stretch| stretch.reach = way.spaces.reach);
+            for stretch in &mut stretches {
+                stretch.reach = way.spaces.reach;
+            }
         }
         Spaces::new(details, way, stretches)
     }
@@ -231,4 +233,53 @@ async fn walk(
         going = Some(walker).filter(|walker| walker.fault().is_none());
     }
     Ok(brought)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(oid: u32, location: &str, origin: Origin, dropped: bool) -> Space {
+        Space { oid, location: location.into(), origin, dropped }
+    }
+
+    fn spaces(list: Vec<Space>) -> Spaces {
+        let (brought, archived) = (Vec::new(), LogSpaces::default());
+        Spaces { list, size: SegmentSize::new(1 << 20).unwrap(), brought, archived }
+    }
+
+    #[test]
+    fn one_that_is_dropped_makes_room_for_the_next_in_its_folder() {
+        let log = Origin::Log(Lsn(0x30_0028));
+        let (first, second) = (space(1, "/srv/a", Origin::BaseBackup, true), space(2, "/srv/a", log, true));
+        let (third, other) = (space(3, "/srv/a", log, false), space(4, "/srv/b", Origin::BaseBackup, true));
+        let all = spaces(vec![first, second, third, other]);
+        let layout = Layout::original("/data".into(), &all).relocate(&BTreeMap::new(), &all).unwrap();
+        let places: Vec<(u32, &Path)> = layout.tablespaces.iter().map(|(oid, place)| (*oid, place.as_path())).collect();
+        assert_eq!(places, [(3, Path::new("/srv/a")), (4, Path::new("/srv/b"))]);
+        assert_eq!((&layout.passing, &layout.made), (&[1, 2].into(), &[2, 3].into()));
+        let map = String::from_utf8(layout.map()).unwrap();
+        assert_eq!(map, "4 /srv/b\n1 ../pg_wal/stackward/passing/1\n", "what the base backup has");
+        assert!(all.needs_links(&layout), "the second is made elsewhere");
+        // Beside the server, all that the base backup has keeps a folder of its own.
+        let layout = Layout::below(Path::new("/new"), &all);
+        assert_eq!((layout.tablespaces.keys().copied().collect(), layout.passing), (vec![1, 3, 4], [2].into()));
+        let told: Vec<String> = all.steps(&Layout::below(Path::new("/new"), &all)).collect();
+        assert!(told[0].contains("in /srv/a") && told[0].contains("drops it again"), "{told:?}");
+        assert!(told[1].contains("in /new/tablespaces/3: the log makes it at 0/300028"), "{told:?}");
+        let in_place = spaces(vec![space(3, "/srv/a", log, false)]);
+        assert!(!in_place.needs_links(&Layout::original("/data".into(), &in_place)), "its record says the very place");
+    }
+
+    #[test]
+    fn servers_that_would_stop_at_a_record_without_a_path_are_refused() {
+        for (version, follows) in
+            [((13, 7), false), ((13, 8), true), ((14, 4), false), ((14, 5), true), ((15, 0), true), ((18, 1), true)]
+        {
+            let version = PgVersion::new(version.0, version.1);
+            assert_eq!((follows_links(version), refuse_old(version).is_ok()), (follows, follows), "{version}");
+        }
+        let error = refuse_old(PgVersion::new(14, 4)).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("14.4"), "{error:?}");
+    }
 }

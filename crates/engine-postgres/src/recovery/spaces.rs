@@ -159,3 +159,68 @@ fn unknown(at: Lsn, what: &str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("the record at {at} of the log {what}"))
         .hint("its replay could write to a folder of the server; recover to a moment before it")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::End;
+
+    fn stretch(changes: &[(u64, SpaceRecord)]) -> LogSpaces {
+        let mut spaces = LogSpaces::since(Lsn(0x10_0000));
+        for (at, change) in changes {
+            let (space, pages) = (Some(change.clone()), Vec::new());
+            spaces.note(&Record { start: Lsn(*at), end: Lsn(*at + 64), what: End::Nothing, space, pages });
+        }
+        spaces.reach = Lsn(0x30_0000);
+        spaces
+    }
+
+    fn made(oid: u32, at: u64) -> (u64, SpaceRecord) {
+        let edits = vec![Edit { at: Lsn(at + 20), old: vec![1], new: vec![2] }];
+        (at, SpaceRecord::Made { oid, location: "/srv/a".into(), edits })
+    }
+
+    #[test]
+    fn what_is_not_replayed_does_not_count_and_what_is_not_known_is_refused() {
+        let dropped = |oid, at| (at, SpaceRecord::Dropped { oid });
+        let play = |changes: &[(u64, SpaceRecord)]| {
+            let mut outcome = Outcome::default();
+            stretch(changes).play(&mut outcome).map(|()| outcome)
+        };
+        let outcome =
+            play(&[made(1, 0x0F_FF00), made(2, 0x10_0000), dropped(2, 0x20_0000), made(3, 0x30_0000)]).unwrap();
+        assert_eq!((outcome.made.into_keys().collect(), outcome.dropped), (vec![2], [2].into()));
+        let again = [dropped(2, 0x20_0000), made(2, 0x20_0040)];
+        for refused in [&again[..], &[(0x20_0000, SpaceRecord::Unknown)]] {
+            let error = play(refused).unwrap_err();
+            assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("0/2000"), "{error:?}");
+        }
+        assert_eq!(play(&[(0x30_0000, SpaceRecord::Unknown)]).unwrap(), Outcome::default());
+    }
+
+    #[test]
+    fn an_edit_is_made_in_its_segment_and_only_when_that_is_the_one_that_was_read() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let [one, two] = [1, 2].map(|number| WalSegment::numbered(1, number, size));
+        let mut spaces = stretch(&[made(1, 0x10_0100), made(2, 0x20_0200), made(3, 0x20_0300), made(4, 0x30_0000)]);
+        spaces.read = vec![one, two, WalSegment::numbered(1, 3, size)];
+        let blanks = spaces.blanks(size, |oid, _| oid >= 3);
+        assert_eq!(blanks.segments().count(), 3, "what lies behind the moment is edited, wherever it goes");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("segment");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        blanks.apply(WalSegment::numbered(2, 2, size), &path).unwrap();
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 1), "another timeline's");
+        blanks.apply(two, &path).unwrap();
+        let edited: Vec<usize> = std::fs::read(&path)
+            .unwrap()
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == 2)
+            .map(|(at, _)| at)
+            .collect();
+        assert_eq!(edited, [0x214], "the third goes to where it was");
+        let error = blanks.apply(two, &path).unwrap_err();
+        assert!(error.kind() == ErrorKind::Damaged && error.to_string().contains(&two.to_string()), "{error:?}");
+    }
+}

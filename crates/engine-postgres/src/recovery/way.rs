@@ -243,8 +243,8 @@ async fn finish(
             Stop::After(last) => Lsn(last.0 + 1),
             Stop::Before(first) => first,
         };
-        let read = road.walked[..walked].to_vec();
-        let spaces = search.spaces.clone().over(read, (details.start_lsn, reach));
+        let all_of_them = road.walked[..walked].to_vec();
+        let spaces = search.spaces.clone().over(all_of_them, (details.start_lsn, reach));
         Search::Found(Way {
             timeline: road.timeline,
             stop,

@@ -211,7 +211,7 @@ mod tests {
             ((RM_SPACE, 0x20, drop.2), vec![SpaceRecord::Unknown]),
             ((RM_SPACE, DROP, vec![255, 2, 0, 0]), vec![SpaceRecord::Unknown]),
             ((RM_SPACE, CREATE, vec![]), vec![SpaceRecord::Unknown]),
-            (create(1, &[b"/", &[b'x'; 70_000][..]].concat(), &[]), vec![SpaceRecord::Unknown]),
+            (create(1, &[b"/", &*vec![b'x'; 70_000]].concat(), &[]), vec![SpaceRecord::Unknown]),
         ] {
             assert_eq!(walk(&log_of([record, other(1)].into_iter()).0).1, told);
         }
