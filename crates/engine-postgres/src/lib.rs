@@ -11,6 +11,7 @@ mod feed;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod handover;
+mod isolation;
 mod logical;
 mod physical;
 mod psql;

@@ -25,6 +25,7 @@ mod privileges;
 mod receiver;
 mod restore;
 mod server_manifest;
+mod spaces;
 mod staging;
 mod standing;
 mod stream;
@@ -32,10 +33,12 @@ mod suspects;
 mod tar;
 mod verify;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::host::Host;
+use backup_core::names::SnapshotId;
 
+use self::spaces::Brought;
 use crate::config::Settings;
 use crate::server::Server;
 use crate::tools::ToolBox;
@@ -53,12 +56,24 @@ pub(crate) struct Physical {
     settings: Settings,
     server: Server,
     tools: ToolBox,
+    /// The log that a base backup brings is walked once.
+    brought: Mutex<Option<(SnapshotId, Brought)>>,
 }
 
 impl Physical {
     pub(crate) fn new(settings: Settings, host: Arc<dyn Host>) -> Self {
         let tools = ToolBox::new(Arc::clone(&host), settings.bin.clone());
         let server = Server::of(&settings, host);
-        Self { settings, server, tools }
+        Self { settings, server, tools, brought: Mutex::default() }
+    }
+
+    /// What the base backup of this snapshot brings of the log, when that was walked already.
+    fn brought(&self, id: &SnapshotId) -> Option<Brought> {
+        let known = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().filter(|(of, _)| of == id).map(|(_, brought)| brought.clone())
+    }
+
+    fn remember_brought(&self, id: &SnapshotId, brought: &Brought) {
+        *self.brought.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.clone(), brought.clone()));
     }
 }

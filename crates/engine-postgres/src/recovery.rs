@@ -8,13 +8,17 @@ mod choose;
 mod conf;
 mod hand_over;
 mod observe;
+mod spaces;
 mod stage;
 mod start;
 mod way;
 
 pub(crate) use choose::{choose, out_of_reach};
-pub(crate) use conf::{APART, Apart, Copy, SOCKETS, Supply, apart, neutral, settings, without_apart, without_settings};
+pub(crate) use conf::{
+    APART, Apart, Copy, SOCKETS, STAGE, Supply, apart, neutral, settings, without_apart, without_settings,
+};
 pub(crate) use hand_over::{ahead, broke_off, hand_over, prepare};
+pub(crate) use spaces::{Blanks, LogSpaces, Outcome};
 pub(crate) use stage::stage;
 pub(crate) use start::{LOG, Started, State, is_running, start};
 pub(crate) use way::{Branch, Search, Way, find};

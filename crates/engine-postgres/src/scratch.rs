@@ -1,4 +1,5 @@
-//! Scratch servers: a private data directory, a unix socket, no network, no archiving, nothing preloaded.
+//! Scratch servers: a private data directory, a unix socket, no network, no archiving, nothing preloaded; and where we may, a
+//! view of the machine in which there is nothing else to write to.
 //!
 //! Invariant: a scratch server reaches no other server and is gone, with its files, when its value is dropped.
 
@@ -11,6 +12,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::{Host, HostProcess};
 
 use crate::handover::{give, let_in};
+use crate::isolation::{Isolation, isolate};
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::tools::Tools;
@@ -53,6 +55,7 @@ pub(crate) struct Scratch {
     tools: Tools,
     data: PathBuf,
     process: HostProcess,
+    pub(crate) isolation: Isolation,
     /// Removed when dropped, after the process was killed.
     _folders: Vec<tempfile::TempDir>,
 }
@@ -108,8 +111,10 @@ impl Site {
         }
         postgres = postgres.arg("-c").arg("listen_addresses=");
         postgres = postgres.arg("-c").arg(format!("unix_socket_directories={}", socket.display()));
-        let process = server.host.spawn(postgres.arg("-p").arg(PORT.to_string()).null_stdout()).await?;
-        Ok(Scratch { server, tools, data, process, _folders: folders })
+        let own: Vec<&Path> = folders.iter().map(tempfile::TempDir::path).collect();
+        let (postgres, isolation) = isolate(&*server.host, postgres.arg("-p").arg(PORT.to_string()), &own).await?;
+        let process = server.host.spawn(postgres.null_stdout()).await?;
+        Ok(Scratch { server, tools, data, process, isolation, _folders: folders })
     }
 }
 

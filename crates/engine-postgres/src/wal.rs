@@ -17,6 +17,7 @@ mod push;
 pub(crate) mod receive;
 mod records;
 mod server_view;
+mod spaces;
 mod walk;
 
 pub use chain::{Chain, Hole, Span};
@@ -30,4 +31,5 @@ pub use page::{PAGE_HEADER_BYTES, PageHeader};
 pub use push::{Pushed, describe, foreign};
 pub(crate) use records::{Record, Walker};
 pub use server_view::{ArchiverView, Complaint, ServerView, SlotView, Weight};
+pub(crate) use spaces::{Edit, SpaceRecord};
 pub(crate) use walk::{Observer, last_mark, walk};

@@ -88,6 +88,7 @@ impl Logical {
             blueprint.items.len(),
             connected.facts.version
         ));
+        drill.checked.push(scratch.isolation.to_string());
         let asked = Instant::now();
         cx.unless_cancelled(self.ask(cx, from, details, scratch, &connected, &mut drill)).await?;
         drill.check_time = asked.elapsed();

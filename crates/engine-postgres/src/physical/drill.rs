@@ -16,10 +16,11 @@ use super::inventory::Inventory;
 use super::layout::Layout;
 use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place};
+use super::spaces::refuse_old;
 use super::{Physical, PhysicalDetails, standing};
 use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge};
 use crate::psql::Psql;
-use crate::recovery::{Copy, State, Supply, Way, hand_over, prepare};
+use crate::recovery::{Blanks, Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
 use crate::tools::{PgVersion, Tools};
 
@@ -54,9 +55,11 @@ impl Physical {
         let started = Instant::now();
         let data = site.folder.join("data");
         let owner = Owner::find(self.server.run_as(), &data)?;
-        let placed = cx.unless_cancelled(self.place_in(cx, from, details, way, (&site.folder, owner))).await;
-        drill.bytes = match placed {
-            Ok(bytes) => bytes,
+        let placed =
+            cx.unless_cancelled(self.place_in(cx, from, (details, tools.version), way, (&site.folder, owner))).await;
+        let blanks;
+        (drill.bytes, blanks) = match placed {
+            Ok(placed) => placed,
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Incomplete) => {
                 drill.findings.push(format!("the base backup does not restore: {}", error.chain()));
                 return Ok(drill);
@@ -67,7 +70,7 @@ impl Physical {
         let mut scratch = site.launch(tools.clone(), data.clone(), &settings(details)).await?;
         let ready = cx.unless_cancelled(until_ready(&mut scratch, &data));
         let outcome = match (way, from.log()) {
-            (Some(way), Some(log)) => hand_over(cx, log, way, (&data, owner), ready).await,
+            (Some(way), Some(log)) => hand_over(cx, log, way, (&data, owner, &blanks), ready).await,
             _ => ready.await,
         };
         drill.restore_time = started.elapsed();
@@ -84,6 +87,7 @@ impl Physical {
             Some(way) => format!("recovered: {}", way.describe()),
             None => "recovered to where the base backup ended; there is no log".to_owned(),
         });
+        drill.checked.push(scratch.isolation.to_string());
         let asked = Instant::now();
         cx.unless_cancelled(self.ask(cx, &mut scratch, &tools, (details, &from.record().fingerprint), &mut drill))
             .await?;
@@ -110,15 +114,21 @@ impl Physical {
         &self,
         cx: &RunContext,
         from: &BackupReader,
-        details: &PhysicalDetails,
+        (details, version): (&PhysicalDetails, PgVersion),
         way: Option<&Way>,
         (folder, owner): (&Path, Option<Owner>),
-    ) -> Result<u64> {
-        let layout = &Layout::below(folder, details);
-        let inventory = &Inventory::take(cx, from).await?;
-        standing::clear(layout, Existing::Refuse, inventory)?;
-        let placed =
-            place(cx, from, &Placing { layout, later: layout, existing: Existing::Refuse, owner, inventory }).await?;
+    ) -> Result<(u64, Blanks)> {
+        let mut inventory = Inventory::take(cx, from).await?;
+        let spaces = self.spaces(cx, from, details, &mut inventory, way).await?;
+        let (layout, inventory) = (&Layout::below(folder, &spaces), &inventory);
+        if spaces.needs_links(layout) {
+            refuse_old(version)?;
+        }
+        let (blanks, of_archive) = spaces.blanks(layout);
+        let (existing, blanks) = (Existing::Refuse, &*blanks);
+        standing::clear(layout, existing, inventory)?;
+        let placing = Placing { layout, later: layout, existing, owner, inventory, blanks };
+        let placed = place(cx, from, &placing).await?;
         let mut bytes = placed.bytes;
         if let (Some(way), Some(log)) = (way, from.log()) {
             bytes += way.segments.len() as u64 * way.segment_bytes;
@@ -134,7 +144,7 @@ impl Physical {
         write_private(&hba, &[LET_IN.as_bytes(), &rules].concat(), owner)?;
         standing::ended(layout)?;
         finish(layout).await?;
-        Ok(bytes)
+        Ok((bytes, of_archive))
     }
 
     async fn ask(

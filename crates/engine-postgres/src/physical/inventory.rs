@@ -13,7 +13,8 @@ use backup_core::{ArtifactName, BackupReader, RunContext};
 use super::backup::{MANIFEST, TREE};
 use super::layout::tablespace;
 use super::server_manifest::{Line, ManifestReader};
-use super::verify::{PathKey, key};
+use super::verify::{PathKey, key, segment_of};
+use crate::wal::WalSegment;
 
 const CONTROL: &[u8] = b"global/pg_control";
 const CONTROL_BYTES: usize = 8192;
@@ -37,6 +38,8 @@ pub(super) struct Inventory {
     /// The files of the data directory that may be configuration, by their paths.
     pub(super) texts: BTreeMap<String, String>,
     control: Option<Control>,
+    /// The segments of the log.
+    log: BTreeMap<WalSegment, Box<dyn FileContent>>,
 }
 
 /// What `pg_control` says first (`catalog/pg_control.h`).
@@ -92,6 +95,7 @@ impl Inventory {
     pub(super) async fn take(cx: &RunContext, from: &BackupReader) -> Result<Self> {
         let mut tree = from.tree(&ArtifactName::new(TREE)?).await?;
         let (mut entries, mut sizes, mut manifest) = (HashSet::new(), HashMap::new(), None);
+        let mut log = BTreeMap::new();
         let mut bytes: BTreeMap<Option<u32>, u64> = BTreeMap::new();
         let (mut small, mut control, mut named, mut others) = (Vec::new(), None, 0, 0);
         while let Some(stored) = cx.unless_cancelled(tree.next()).await? {
@@ -105,6 +109,10 @@ impl Inventory {
                     sizes.insert(key(path), stored.entry.size());
                     if path == CONTROL {
                         control = Some(content);
+                        continue;
+                    }
+                    if let Some(segment) = segment_of(&stored.entry.path.to_string()) {
+                        log.insert(segment, content);
                         continue;
                     }
                     let sum = if path.ends_with(b".conf") { &mut named } else { &mut others };
@@ -128,7 +136,7 @@ impl Inventory {
             Some(content) => Control::read(&read(cx, content, CONTROL_BYTES).await?),
             None => None,
         };
-        Ok(Self { listed, entries, bytes, texts, control })
+        Ok(Self { listed, entries, bytes, texts, control, log })
     }
 
     /// What its `pg_control` says.
@@ -150,6 +158,11 @@ impl Inventory {
     /// The bytes of the files of a tablespace; of `None`, those of all other files.
     pub(super) fn bytes(&self, tablespace: Option<u32>) -> u64 {
         self.bytes.get(&tablespace).copied().unwrap_or_default()
+    }
+
+    /// The segments of the log that the tree has, in order; once.
+    pub(super) fn take_log(&mut self) -> BTreeMap<WalSegment, Box<dyn FileContent>> {
+        std::mem::take(&mut self.log)
     }
 
     /// Whether the tree has anything at this path.

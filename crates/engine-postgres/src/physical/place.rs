@@ -1,8 +1,8 @@
 //! A base backup's tree becomes a data directory again, with its tablespaces where they shall be now.
 //!
-//! Invariant: every file is compared with the server's manifest as it is written. Nothing links to where a tablespace was, unless
-//! the layout says so: every link and the server's own `tablespace_map` are written anew, and the manifest agrees with them, so
-//! `pg_verifybackup` can check it. `pg_control` comes last: a server cannot start on half a data directory.
+//! Invariant: every file is compared with the server's manifest as it is written. Nothing leads to where a tablespace was, unless
+//! the layout says so: every link, the server's own `tablespace_map` and such records of the log are written anew, and the manifest
+//! agrees with them, so `pg_verifybackup` can check it. `pg_control` comes last: a server cannot start on half a data directory.
 
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -25,9 +25,12 @@ use super::layout::{LINKS, Layout, tablespace};
 use super::owner::{Owner, PRIVATE, make_folder, own, write_private};
 use super::receiver::crc32c;
 use super::standing::is_same;
+use crate::recovery::{Blanks, STAGE};
 
 /// Where the tablespaces are, as the server finds it when it recovers.
 const MAP: &str = "tablespace_map";
+/// The folder of the log.
+const LOG: &str = "pg_wal";
 /// Without it no server starts.
 const CONTROL: &str = "global/pg_control";
 /// Until everything else is on disk.
@@ -60,6 +63,8 @@ pub(super) struct Placing<'a> {
     pub(super) existing: Existing,
     pub(super) owner: Option<Owner>,
     pub(super) inventory: &'a Inventory,
+    /// Of the segments of the log that the tree has.
+    pub(super) blanks: &'a [Blanks],
 }
 
 /// Writes the whole tree, without `pg_control`, which [`finish`] adds.
@@ -90,10 +95,21 @@ pub(super) async fn place(cx: &RunContext, from: &BackupReader, how: &Placing<'_
     }
     result?;
     cx.check_cancelled()?;
-    later.tablespaces.iter().try_for_each(|(oid, folder)| link(&layout.data, *oid, folder, owner))?;
-    if !later.tablespaces.is_empty() {
+    for oid in &layout.passing {
+        let folder = layout.passing(*oid);
+        for folder in [&layout.data.join(STAGE), &layout.all_passing(), &folder] {
+            make_folder(folder, PRIVATE, owner)?;
+        }
+    }
+    later.links().try_for_each(|(oid, folder)| link(&layout.data, oid, &folder, owner))?;
+    if layout.data.join(MAP).exists() {
         write_private(&layout.data.join(MAP), &later.map(), owner)?;
         amend(layout, &[MAP], owner)?;
+    }
+    for blanks in how.blanks {
+        blanks
+            .segments()
+            .try_for_each(|segment| blanks.apply(segment, &layout.data.join(LOG).join(segment.to_string())))?;
     }
     Ok(placed)
 }
@@ -118,7 +134,7 @@ async fn write_all(
         match (&entry.kind, stored.content) {
             (EntryKind::Directory, _) => match tablespace(&entry.path) {
                 // Its folder is made already; links come at the end.
-                Some((oid, b"")) if layout.tablespaces.contains_key(&oid) => {}
+                Some((oid, b"")) if layout.has(oid) => {}
                 _ => make_folder(&path, entry.mode, owner)?,
             },
             (EntryKind::File { .. }, Some(content)) => {

@@ -13,12 +13,15 @@ use backup_core::{BackupReader, RunContext};
 use super::backup::TREE;
 use super::configure::{Configuring, configure, drawing, not_in_force, recovered};
 use super::inventory::Inventory;
-use super::layout::{DATA, Layout};
+use super::layout::{DATA, LINKS, Layout};
 use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place, place_config};
+use super::spaces::{Spaces, follows_links, refuse_old};
 use super::staging::Staging;
 use super::{Physical, PhysicalDetails, standing, verify};
-use crate::recovery::{APART, Copy, LOG, SOCKETS, Started, Supply, Way, ahead, hand_over, prepare, stage, start};
+use crate::recovery::{
+    APART, Blanks, Copy, LOG, SOCKETS, Started, Supply, Way, ahead, hand_over, prepare, stage, start,
+};
 use crate::tools::{PgVersion, Tools};
 
 /// Leads to the folder of the socket of a copy, which is in its data directory.
@@ -47,6 +50,8 @@ pub(crate) struct Written {
     staging: Option<Staging>,
     report: RestoreReport,
     layout: Layout,
+    /// Of the segments that are handed over.
+    blanks: Blanks,
     owner: Option<Owner>,
     copy: Copy,
     config: Option<PathBuf>,
@@ -56,12 +61,17 @@ pub(crate) struct Written {
 }
 
 impl Physical {
-    fn destination<'a>(&self, details: &PhysicalDetails, to: &'a RestoreTarget) -> Result<Destination<'a>> {
+    fn destination<'a>(
+        &self,
+        details: &PhysicalDetails,
+        spaces: &Spaces,
+        to: &'a RestoreTarget,
+    ) -> Result<Destination<'a>> {
         let (layout, copy, folder) = match &to.place {
-            Place::Folder(folder) => (Layout::below(folder, details), Copy::Beside, Some(folder.as_path())),
-            Place::Original => (Layout::original(self.original(details)?, details), Copy::InPlace, None),
+            Place::Folder(folder) => (Layout::below(folder, spaces), Copy::Beside, Some(folder.as_path())),
+            Place::Original => (Layout::original(self.original(details)?, spaces), Copy::InPlace, None),
         };
-        let layout = layout.relocate(&to.relocate, details)?;
+        let layout = layout.relocate(&to.relocate, spaces)?;
         let named = self.settings.run_as.as_deref();
         let owner = Owner::find(named, &layout.data)?;
         let config = if copy == Copy::InPlace { elsewhere(details, &layout) } else { None };
@@ -91,8 +101,9 @@ impl Physical {
         to: &RestoreTarget,
         way: Option<&Way>,
     ) -> Result<RestorePlan> {
-        let place = self.destination(details, to)?;
-        let inventory = Inventory::take(cx, from).await?;
+        let mut inventory = Inventory::take(cx, from).await?;
+        let spaces = self.spaces(cx, from, details, &mut inventory, way).await?;
+        let place = self.destination(details, &spaces, to)?;
         standing::check(&place.layout, to.existing, &inventory)?;
         if place.copy == Copy::InPlace {
             self.refuse_running().await?;
@@ -106,12 +117,27 @@ impl Physical {
             let rest = inventory.bytes(None).saturating_add(log);
             standing::check_space(spaces.chain([(data.as_path(), rest)]))?;
         }
+        let needs_links = spaces.needs_links(&place.layout);
         if to.afterwards == Afterwards::Start {
-            self.tools.server(PgVersion(details.version_number)).await?;
+            let tools = self.tools.server(PgVersion(details.version_number)).await?;
+            if needs_links {
+                refuse_old(tools.version)?;
+            }
         }
-        let mut plan =
-            RestorePlan { steps: steps(&place, details, to), bytes, target: to.clone(), warnings: damage(details) };
+        let mut plan = RestorePlan {
+            steps: steps(&place, &spaces, details, to),
+            bytes,
+            target: to.clone(),
+            warnings: damage(details),
+        };
         plan.steps.extend(way.map(Way::describe));
+        if to.afterwards == Afterwards::Leave && needs_links && !follows_links(PgVersion(details.version_number)) {
+            let major = details.version_number / 10_000;
+            let what = format!(
+                "the log makes a tablespace: start it with the newest release of PostgreSQL {major}, an older one stops there"
+            );
+            plan.warnings.push(what);
+        }
         if to.afterwards == Afterwards::Start {
             plan.steps.push("start the server, and wait until it has recovered".to_owned());
         }
@@ -156,8 +182,10 @@ impl Physical {
         to: &RestoreTarget,
         way: Option<&Way>,
     ) -> Result<Written> {
-        let Destination { layout, owner, copy, folder, config } = self.destination(details, to)?;
-        let inventory = Inventory::take(cx, from).await?;
+        let mut inventory = Inventory::take(cx, from).await?;
+        let spaces = self.spaces(cx, from, details, &mut inventory, way).await?;
+        let Destination { layout, owner, copy, folder, config } = self.destination(details, &spaces, to)?;
+        let (brought, blanks) = spaces.blanks(&layout);
         standing::check(&layout, to.existing, &inventory)?;
         let beside = folder.map(|folder| folder.join(CONFIG));
         let staging = if to.existing == Existing::Refuse && standing::can_be_staged(&layout) {
@@ -169,12 +197,15 @@ impl Physical {
         };
         let now = staging.as_ref().map_or_else(|| layout.clone(), |staging| layout.staged(staging));
         standing::clear(&now, to.existing, &inventory)?;
-        let placing = Placing { layout: &now, later: &layout, existing: to.existing, owner, inventory: &inventory };
+        let (existing, inventory) = (to.existing, &inventory);
+        let placing = Placing { layout: &now, later: &layout, existing, owner, inventory, blanks: &brought };
         let placed = place(cx, from, &placing).await?;
         let mut report = RestoreReport { bytes: placed.bytes, items: placed.files, ..RestoreReport::default() };
         let supply = supply(to.afterwards);
         match (way, from.log(), supply) {
-            (Some(way), Some(log), Supply::Staged) => report.bytes += stage(cx, log, way, &now.data, owner).await?,
+            (Some(way), Some(log), Supply::Staged) => {
+                report.bytes += stage(cx, log, way, (&now.data, owner, &blanks)).await?;
+            }
             (Some(way), Some(log), Supply::HandedOver) => prepare(cx, log, way, &now.data, owner).await?,
             _ => {}
         }
@@ -184,7 +215,7 @@ impl Physical {
         }
         let about = format!("{} from the snapshot {}", to.moment, from.manifest().id);
         let is_elsewhere = config.is_some();
-        let (inventory, libraries) = (&inventory, &self.libraries(details).await);
+        let libraries = &self.libraries(details).await;
         let layout_now = &now;
         let how = Configuring {
             layout: layout_now,
@@ -201,6 +232,7 @@ impl Physical {
         standing::ended(&now)?;
         finish(&now).await?;
         report.restored.extend(layout.folders().map(|path| path.display().to_string()));
+        report.restored.extend(spaces.steps(&layout));
         report.restored.extend(way.map(Way::describe));
         if placed.kept > 0 {
             report.restored.push(format!("{} files were the same already", placed.kept));
@@ -210,7 +242,7 @@ impl Physical {
             report.warnings.push(kept_apart());
         }
         let others = standing::others(&now, inventory)?;
-        Ok(Written { staging, report, layout, owner, copy, config, folder: folder.map(Path::to_owned), others })
+        Ok(Written { staging, report, layout, blanks, owner, copy, config, folder: folder.map(Path::to_owned), others })
     }
 
     /// Gives everything its place; checks, and starts, when that is wished.
@@ -223,7 +255,7 @@ impl Physical {
         way: Option<&Way>,
         afterwards: Afterwards,
     ) -> Result<RestoreReport> {
-        let Written { staging, mut report, layout, owner, copy, config, folder, others } = written;
+        let Written { staging, mut report, layout, blanks, owner, copy, config, folder, others } = written;
         staging.map_or(Ok(()), Staging::finish)?;
         let socket = folder.as_deref().filter(|_| copy == Copy::Beside).map(offer_socket).transpose()?;
         self.verify_backup(cx, details, &layout, &others).await?;
@@ -238,11 +270,12 @@ impl Physical {
         let told = match (way, from.log()) {
             (Some(way), Some(log)) => {
                 report.bytes += way.segments.len() as u64 * way.segment_bytes;
-                hand_over(cx, log, way, (&layout.data, owner), start).await?
+                hand_over(cx, log, way, (&layout.data, owner, &blanks), start).await?
             }
             _ => start.await?,
         };
         report.restored.push(told);
+        remove_passing(&layout)?;
         recovered(&layout.data, owner)?;
         Ok(report)
     }
@@ -291,6 +324,9 @@ impl Physical {
         let ours = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "conf.d"];
         let ignored = ours.into_iter().chain([SOCKETS]).chain(others.iter().map(String::as_str));
         let command = ignored.fold(command, |command, name| command.arg(format!("--ignore={name}")));
+        // What stands in the folders of these, if anything, the log will bring.
+        let made = layout.made.iter().map(|oid| format!("--ignore={LINKS}/{oid}"));
+        let command = command.args(made);
         let mut process = self.server.host.spawn(command.arg(&layout.data).null_stdout()).await?;
         let status = cx.unless_cancelled(process.status()).await?;
         if status == Some(0) {
@@ -371,7 +407,18 @@ fn elsewhere(details: &PhysicalDetails, layout: &Layout) -> Option<PathBuf> {
     (!path.starts_with(&layout.data) && path.is_file()).then_some(path)
 }
 
-fn steps(place: &Destination<'_>, details: &PhysicalDetails, to: &RestoreTarget) -> Vec<String> {
+/// The recovery has ended, and with it the tablespaces that it dropped. What an archive was needed for is gone already.
+fn remove_passing(layout: &Layout) -> Result<()> {
+    let folder = layout.all_passing();
+    match std::fs::remove_dir_all(&folder) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("cannot remove the folder", &folder, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn steps(place: &Destination<'_>, spaces: &Spaces, details: &PhysicalDetails, to: &RestoreTarget) -> Vec<String> {
     let layout = &place.layout;
     let how = match to.existing {
         Existing::Refuse => "write",
@@ -380,9 +427,10 @@ fn steps(place: &Destination<'_>, details: &PhysicalDetails, to: &RestoreTarget)
     };
     let mut steps = vec![format!("{how} the data directory {}", layout.data.display())];
     for space in &details.tablespaces {
-        let to = layout.tablespaces.get(&space.oid).map(|path| path.display().to_string()).unwrap_or_default();
-        steps.push(format!("{how} the tablespace that was in {} to {to}", space.location));
+        let to = layout.tablespaces.get(&space.oid).map_or_else(|| layout.passing(space.oid), Clone::clone);
+        steps.push(format!("{how} the tablespace that was in {} to {}", space.location, to.display()));
     }
+    steps.extend(spaces.steps(layout));
     if let (Some(folder), false) = (place.folder, details.config_files.is_empty()) {
         steps.push(format!("write {} configuration files below {}", details.config_files.len(), folder.display()));
     }

@@ -282,7 +282,8 @@ impl Check<'_> {
     }
 }
 
-fn segment_of(path: &str) -> Option<WalSegment> {
+/// The segment of the log at this path of the tree.
+pub(super) fn segment_of(path: &str) -> Option<WalSegment> {
     match path.strip_prefix("pg_wal/")?.parse() {
         Ok(WalFile::Segment(segment)) => Some(segment),
         _ => None,

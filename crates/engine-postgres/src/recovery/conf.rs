@@ -199,6 +199,7 @@ mod tests {
             segment_bytes: 1 << 20,
             reached: jiff::Timestamp::UNIX_EPOCH,
             received: None,
+            spaces: crate::recovery::LogSpaces::default(),
         }
     }
 

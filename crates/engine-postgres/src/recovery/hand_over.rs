@@ -18,6 +18,7 @@ use rustix::fs::FlockOperation;
 use tokio::task::JoinSet;
 
 use super::conf::STAGE;
+use super::spaces::Blanks;
 use super::way::Way;
 use crate::physical::{Owner, make_private, write_private};
 use crate::wal::{WalFile, WalSegment, fetch};
@@ -88,10 +89,10 @@ pub(crate) async fn hand_over<T>(
     cx: &RunContext,
     log: &SegmentLog,
     way: &Way,
-    (data, owner): (&Path, Option<Owner>),
+    (data, owner, blanks): (&Path, Option<Owner>, &Blanks),
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let mut desk = Desk::open(cx, log, way, data, owner)?;
+    let mut desk = Desk::open(cx, log, way, (data, owner, blanks))?;
     let mut work = pin!(work);
     let failure = {
         let mut serve = pin!(desk.serve());
@@ -124,6 +125,7 @@ struct Desk {
     log: SegmentLog,
     folder: PathBuf,
     owner: Option<Owner>,
+    blanks: Blanks,
     /// In the order in which the server asks for them.
     segments: Vec<WalSegment>,
     segment_bytes: u64,
@@ -138,7 +140,12 @@ struct Desk {
 }
 
 impl Desk {
-    fn open(cx: &RunContext, log: &SegmentLog, way: &Way, data: &Path, owner: Option<Owner>) -> Result<Self> {
+    fn open(
+        cx: &RunContext,
+        log: &SegmentLog,
+        way: &Way,
+        (data, owner, blanks): (&Path, Option<Owner>, &Blanks),
+    ) -> Result<Self> {
         let folder = data.join(STAGE);
         let path = folder.join(LOCK);
         let lock = File::open(&path).map_err(|source| Error::io("cannot open the file", &path, source))?;
@@ -151,6 +158,7 @@ impl Desk {
             log: log.clone(),
             folder,
             owner,
+            blanks: blanks.clone(),
             segments: way.segments.clone(),
             segment_bytes: way.segment_bytes,
             ahead: ahead(way.segment_bytes),
@@ -227,8 +235,8 @@ impl Desk {
                 continue;
             }
             let (log, segment, owner) = (self.log.clone(), self.segments[index], self.owner);
-            let to = self.folder.join(segment.to_string());
-            self.fetches.spawn(async move { bring(&log, segment, &to, owner).await.map(|()| index) });
+            let (to, blanks) = (self.folder.join(segment.to_string()), self.blanks.clone());
+            self.fetches.spawn(async move { bring(&log, segment, &to, (owner, &blanks)).await.map(|()| index) });
         }
     }
 
@@ -258,8 +266,13 @@ impl Drop for Desk {
     }
 }
 
-/// Brings one segment to its place, whole and in the hands of the server's user.
-async fn bring(log: &SegmentLog, segment: WalSegment, to: &Path, owner: Option<Owner>) -> Result<()> {
+/// Brings one segment to its place, whole, edited, and in the hands of the server's user.
+async fn bring(
+    log: &SegmentLog,
+    segment: WalSegment,
+    to: &Path,
+    (owner, blanks): (Option<Owner>, &Blanks),
+) -> Result<()> {
     let mut unfinished = to.as_os_str().to_owned();
     unfinished.push(UNFINISHED);
     let unfinished = PathBuf::from(unfinished);
@@ -272,6 +285,7 @@ async fn bring(log: &SegmentLog, segment: WalSegment, to: &Path, owner: Option<O
         }
         pause *= 2;
     }
+    blanks.apply(segment, &unfinished)?;
     owner.map_or(Ok(()), |owner| owner.take(&unfinished))?;
     std::fs::rename(&unfinished, to).map_err(|source| Error::io("cannot write the file", to, source))
 }

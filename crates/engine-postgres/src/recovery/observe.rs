@@ -5,6 +5,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::position::Lsn;
 use jiff::Timestamp;
 
+use super::spaces::LogSpaces;
 use crate::wal::{End, Observer, Record};
 
 /// A moment in the terms of the log.
@@ -59,11 +60,21 @@ pub(super) struct Search {
     /// Where the last record that tells a time begins.
     pub(super) last_at: Option<Lsn>,
     pub(super) records: u64,
+    pub(super) spaces: LogSpaces,
 }
 
 impl Search {
     pub(super) fn new(wanted: Wanted, consistent: Lsn) -> Self {
-        Self { wanted, consistent, found: None, too_early: false, last_time: None, last_at: None, records: 0 }
+        Self {
+            wanted,
+            consistent,
+            found: None,
+            too_early: false,
+            last_time: None,
+            last_at: None,
+            records: 0,
+            spaces: LogSpaces::default(),
+        }
     }
 
     /// Whether nothing that follows can change the answer.
@@ -85,6 +96,8 @@ impl Search {
 
 impl Observer for Search {
     fn see(&mut self, record: &Record) {
+        // Also of those behind the answer, up to the end of what is read.
+        self.spaces.note(record);
         if self.is_over() {
             return;
         }

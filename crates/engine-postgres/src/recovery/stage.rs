@@ -10,11 +10,12 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::conf::STAGE;
+use super::spaces::Blanks;
 use super::way::Way;
 use crate::physical::{Owner, make_private};
 use crate::wal::{WalFile, fetch};
 
-/// Writes the segments and histories of `way` below the data directory.
+/// Writes the segments, edited, and the histories of `way` below the data directory.
 ///
 /// # Errors
 /// Those of the archive, with the name of the file; those of the disk.
@@ -22,8 +23,7 @@ pub(crate) async fn stage(
     cx: &RunContext,
     log: &SegmentLog,
     way: &Way,
-    data: &Path,
-    owner: Option<Owner>,
+    (data, owner, blanks): (&Path, Option<Owner>, &Blanks),
 ) -> Result<u64> {
     let folder = data.join(STAGE);
     make_private(&folder, owner)?;
@@ -38,10 +38,13 @@ pub(crate) async fn stage(
         let slot = Arc::clone(&slots).acquire_owned().await;
         let (log, path) = (log.clone(), folder.join(file.to_string()));
         let bytes = if let WalFile::Segment(_) = file { way.segment_bytes } else { 0 };
-        let cx = cx.clone();
+        let (cx, blanks) = (cx.clone(), blanks.clone());
         writing.spawn(async move {
             let _slot = slot;
             cx.unless_cancelled(fetch(&log, file, &path)).await.map_err(|error| error.with("file", file))?;
+            if let WalFile::Segment(segment) = file {
+                blanks.apply(segment, &path)?;
+            }
             if let Some(owner) = owner {
                 owner.take(&path)?;
             }

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use super::branches;
 use super::observe::{self, Mark, Wanted};
+use super::spaces::LogSpaces;
 use crate::physical::PhysicalDetails;
 use crate::wal::{Chain, SegmentSize, WalFile, WalSegment, Walker, last_mark, walk};
 
@@ -68,6 +69,8 @@ pub(crate) struct Way {
     pub(crate) reached: Timestamp,
     /// For the end of the log: when its last bytes were received.
     pub(crate) received: Option<Timestamp>,
+    /// What the log does to tablespaces on it.
+    pub(crate) spaces: LogSpaces,
 }
 
 impl Way {
@@ -260,7 +263,7 @@ async fn finish(
     trip: Trip,
     wanted: &Wanted,
 ) -> Result<Search> {
-    let Trip { walker, search, .. } = trip;
+    let Trip { walker, search, walked } = trip;
     if search.too_early {
         return Ok(Search::TooEarly);
     }
@@ -275,6 +278,13 @@ async fn finish(
             None => (Stop::Consistent, details.stop_lsn),
         };
         let time = mark.map_or(search.last_time, |mark| mark.time);
+        let reach = match stop {
+            Stop::Consistent => details.stop_lsn,
+            Stop::After(last) => Lsn(last.0 + 1),
+            Stop::Before(first) => first,
+        };
+        let all_of_them = road.walked[..walked].to_vec();
+        let spaces = search.spaces.clone().over(all_of_them, (details.start_lsn, reach));
         Search::Found(Way {
             timeline: road.timeline,
             stop,
@@ -283,6 +293,7 @@ async fn finish(
             segment_bytes: road.size.bytes(),
             reached: time.map_or(details.stopped, |time| time.max(details.stopped)),
             received,
+            spaces,
         })
     };
     if search.found.is_some() {

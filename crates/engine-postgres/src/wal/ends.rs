@@ -68,7 +68,7 @@ fn time(micros: u64) -> Option<Timestamp> {
 }
 
 /// The main data of a record that refers to no block, as all of these.
-fn main_data(body: &[u8]) -> Option<&[u8]> {
+pub(super) fn main_data(body: &[u8]) -> Option<&[u8]> {
     const SHORT: u8 = 255;
     const LONG: u8 = 254;
     const ORIGIN: u8 = 253;

@@ -12,6 +12,7 @@ use super::ends::KEEP;
 use super::names::{SegmentSize, WalSegment};
 use super::page::PageHeader;
 use super::records::{Fault, Record, Walker};
+use super::spaces::{Edit, SpaceRecord};
 use super::walk::{Observer, Shared};
 
 const SYSTEM: u64 = 7_100_000_000_000_000_001;
@@ -65,6 +66,7 @@ pub(crate) fn walk(input: &[u8]) -> bool {
     let reach = overlapping.last().map_or(0, |(at, piece)| at + piece.len());
     assert_eq!(read(begin, &overlapping), read(begin, &[(0, &bytes[..reach])]), "in pieces that overlap");
     look(begin, bytes.len(), &seen);
+    blank(begin, &bytes, &seen);
     if let Some(expected) = expected {
         let told: Vec<(usize, usize)> =
             seen.records.iter().map(|record| (record.start.0 as usize, record.end.0 as usize)).collect();
@@ -103,6 +105,20 @@ fn look(begin: usize, length: usize, seen: &Seen) {
     }
     assert!(seen.fault.is_some() || seen.position == Some(Lsn(end)), "nothing is left over without a reason");
     assert!(seen.fault.as_ref().is_none_or(|fault| (begin..end).contains(&fault.at.0)), "{seen:?}");
+}
+
+/// Without the paths of its tablespaces the log is the same, and tells where they were.
+fn blank(begin: usize, bytes: &[u8], seen: &Seen) {
+    let (mut bytes, mut expected) = (bytes.to_vec(), seen.clone());
+    for space in expected.records.iter_mut().filter_map(|record| record.space.as_mut()) {
+        let SpaceRecord::Made { edits, .. } = space else { continue };
+        for Edit { at, old, new } in edits.drain(..) {
+            let at = at.0 as usize - begin;
+            assert_eq!(bytes[at..at + old.len()], old[..]);
+            bytes[at..at + new.len()].copy_from_slice(&new);
+        }
+    }
+    assert_eq!(read(begin, &[(0, &bytes)]), expected);
 }
 
 /// The first page's header, and a name made of the bytes behind it.
@@ -291,7 +307,12 @@ mod tests {
             sql("insert into t values (5)");
             sql("select pg_switch_wal()");
         });
-        vec![("ends", ends), ("long", long), ("switched", switched)]
+        let space = server.make_folder("a space");
+        let spaces = stretch(8 * 1024, &|| {
+            sql(&format!("create tablespace a_space location '{}'", space.display()));
+            sql("drop tablespace a_space");
+        });
+        vec![("ends", ends), ("long", long), ("switched", switched), ("spaces", spaces)]
     }
 
     /// The same records, as a server with pages of this length writes them from `begin` on.
@@ -350,19 +371,27 @@ mod tests {
             assert!(walked || name.starts_with("found-"), "{name}");
             seen += usize::from(!name.starts_with("found-"));
         }
-        assert_eq!(seen, 9);
+        assert_eq!(seen, 12);
     }
 
     /// Both readings agree on what this server writes now, and what a recovery can stop at is told.
     #[test]
     fn what_a_server_writes_is_read() {
         for (name, stretch) in stretches() {
-            let expected = if name == "ends" { (4, 1) } else { (1, 0) };
+            let expected = match name {
+                "ends" => (4, 1, 0),
+                "spaces" => (2, 0, 2),
+                _ => (1, 0, 0),
+            };
             for (begin, page) in [(5 * SEGMENT, 8192), (5 * SEGMENT, 1024), (6 * SEGMENT - PAGES_BEFORE * 8192, 8192)] {
                 let seen = read(begin, &[(0, &laid_anew(&stretch, begin, page))]);
                 let transactions = seen.records.iter().filter(|record| matches!(record.what, End::Transaction { .. }));
                 let points = seen.records.iter().filter(|record| matches!(record.what, End::Point { .. }));
-                assert_eq!((transactions.count(), points.count()), expected, "{name} {page} {:?}", seen.fault);
+                let spaces = seen.records.iter().filter(|record| {
+                    matches!(record.space, Some(SpaceRecord::Made { .. } | SpaceRecord::Dropped { .. }))
+                });
+                let told = (transactions.count(), points.count(), spaces.count());
+                assert_eq!(told, expected, "{name} {page} {:?}", seen.fault);
             }
         }
     }

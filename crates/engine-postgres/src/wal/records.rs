@@ -1,5 +1,5 @@
 //! Walks the records of the log as its bytes pass: every record's length, predecessor and CRC-32C are checked, what a
-//! recovery can stop at (ends of transactions, named points) is told, and memory stays flat.
+//! recovery can stop at (ends of transactions, named points) and what becomes of tablespaces is told, and memory stays flat.
 //!
 //! Sources: `access/xlogrecord.h`, `access/xlog_internal.h`, `access/xact.h` and `xlogreader.c` of PostgreSQL 13 to 18.
 //! Invariant: a record is told only when all of it passed and its checksum was right.
@@ -11,13 +11,14 @@ use super::ends::{End, KEEP, end_of};
 use super::images::{KEEP_HEADERS, PageAddress, whole_pages};
 use super::names::SegmentSize;
 use super::page::{MAGIC_HIGH, PAGE_HEADER_BYTES as LONG_HEADER};
+use super::spaces::{Cut, RM_SPACE, SpaceRecord, space_of};
 
 /// The header of a page within a segment; the first page of one has the long header.
-const SHORT_HEADER: usize = 24;
+pub(super) const SHORT_HEADER: usize = 24;
 /// `XLogRecord`.
-const RECORD_HEADER: usize = 24;
+pub(super) const RECORD_HEADER: usize = 24;
 /// The header up to its own checksum.
-const CHECKED_HEADER: usize = 20;
+pub(super) const CHECKED_HEADER: usize = 20;
 /// `XLP_FIRST_IS_CONTRECORD`, `XLP_FIRST_IS_OVERWRITE_CONTRECORD`.
 const CONTINUES: u16 = 1;
 const OVERWRITES: u16 = 8;
@@ -38,6 +39,8 @@ pub(crate) struct Record {
     /// Where the next can begin.
     pub(crate) end: Lsn,
     pub(crate) what: End,
+    /// What it does to a tablespace.
+    pub(crate) space: Option<SpaceRecord>,
     /// The pages that it puts back as a whole, when the walker was [told to look](Walker::with_pages).
     pub(crate) pages: Vec<PageAddress>,
 }
@@ -153,6 +156,12 @@ impl Walker {
     /// The position of the next byte.
     pub(crate) fn position(&self) -> Lsn {
         Lsn(self.at)
+    }
+
+    /// Whether what was pushed ends within a record that may be one of a tablespace, so that nobody is told of it.
+    pub(crate) fn ends_within_space(&self) -> bool {
+        let may_be = |record: &Partial| (record.got as usize) < RECORD_HEADER || record.rmgr() == RM_SPACE;
+        self.fault.is_none() && self.record.as_ref().is_some_and(|record| record.got > 0 && may_be(record))
     }
 
     /// What it holds of the log.
@@ -282,11 +291,13 @@ impl Walker {
         let what = end_of(rmgr, info, u32_at(&record.head, 4), &record.body, self.magic).unwrap_or(End::Nothing);
         let pages = if self.look == Look::Pages { whole_pages(&record.body, self.magic) } else { Vec::new() };
         let start = record.start;
+        let cut = Cut { page: self.page, segment: self.size };
+        let space = if rmgr == RM_SPACE { space_of(start, &record.head, &record.body, cut) } else { None };
         (self.previous, self.last, self.record) = (Some(start), Some((start, end)), None);
         if is_switch {
             self.state = State::Idle;
         }
-        each(&Record { start, end, what, pages });
+        each(&Record { start, end, what, space, pages });
         Ok(used)
     }
 }
@@ -329,7 +340,7 @@ impl Partial {
         let used = ((self.total - self.got) as usize).min(data.len());
         self.digest.update(&data[..used]);
         let kept = match (self.rmgr(), look) {
-            (RM_XLOG | RM_XACT, _) => KEEP,
+            (RM_XLOG | RM_XACT | RM_SPACE, _) => KEEP,
             (_, Look::Pages) => KEEP_HEADERS,
             (_, Look::Ends) => 0,
         };
@@ -374,17 +385,23 @@ pub(super) mod tests {
 
     /// Writes a log as a server does: records of these lengths, from the first byte of a segment on.
     pub(in crate::wal) fn log(lengths: &[usize]) -> (Vec<u8>, Vec<(u64, u64)>) {
+        log_of(lengths.iter().map(|length| (10, 0, (0..*length).map(|index| index as u8).collect())))
+    }
+
+    /// The same of records of these managers, with these flags and bodies.
+    pub(in crate::wal) fn log_of(records: impl Iterator<Item = (u8, u8, Vec<u8>)>) -> (Vec<u8>, Vec<(u64, u64)>) {
+        let given = records;
         let mut bytes = Vec::new();
         let mut records = Vec::new();
         let mut previous = START - 64;
-        for length in lengths {
+        for (rmgr, info, body) in given {
             header(&mut bytes, 0);
             while !(bytes.len() as u64).is_multiple_of(ALIGN) {
                 bytes.push(0);
                 header(&mut bytes, 0);
             }
             let start = START + bytes.len() as u64;
-            let record = record(previous, *length);
+            let record = record_of(previous, rmgr, info, &body);
             for (index, byte) in record.iter().enumerate() {
                 header(&mut bytes, record.len() - index);
                 bytes.push(*byte);
@@ -412,9 +429,13 @@ pub(super) mod tests {
     }
 
     fn record(previous: u64, body: usize) -> Vec<u8> {
-        let mut record = ((RECORD_HEADER + body) as u32).to_ne_bytes().to_vec();
-        record.extend(77_u32.to_ne_bytes().iter().chain(&previous.to_ne_bytes()).chain(&[0, 10, 0, 0, 0, 0, 0, 0]));
-        record.extend((0..body).map(|index| index as u8));
+        record_of(previous, 10, 0, &(0..body).map(|index| index as u8).collect::<Vec<_>>())
+    }
+
+    fn record_of(previous: u64, rmgr: u8, info: u8, body: &[u8]) -> Vec<u8> {
+        let mut record = ((RECORD_HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        record.extend(77_u32.to_ne_bytes().iter().chain(&previous.to_ne_bytes()).chain(&[info, rmgr]));
+        record.extend([0; 6].iter().chain(body));
         let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         digest.update(&record[RECORD_HEADER..]);
         digest.update(&record[..CHECKED_HEADER]);

@@ -8,5 +8,6 @@ mod links;
 mod places;
 mod refused;
 mod support;
+mod tablespaces;
 mod targets;
 mod timelines;

@@ -190,8 +190,12 @@ impl<'a> Restored<'a> {
     }
 
     pub(super) fn sql(&self, sql: &str) -> String {
+        self.sql_in("postgres", sql)
+    }
+
+    pub(super) fn sql_in(&self, database: &str, sql: &str) -> String {
         let mut psql = self.like.program("psql");
-        psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-c", sql]);
+        psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-c", sql]);
         let output = psql.arg("-h").arg(self.target().join("run")).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{sql}: {error}");
