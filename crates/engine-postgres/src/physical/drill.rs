@@ -17,10 +17,11 @@ use super::layout::Layout;
 use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place};
 use super::{Physical, PhysicalDetails, standing};
-use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge};
+use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge, spellings};
 use crate::psql::Psql;
 use crate::recovery::{Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
+use crate::text::shown;
 use crate::tools::{PgVersion, Tools};
 
 /// The scratch server's own configuration, which the cluster's gives way to.
@@ -30,6 +31,9 @@ const IDENT: &str = "drill_ident.conf";
 const POLL: Duration = Duration::from_millis(50);
 /// What the scratch server has at least, where replay needs as much as the server had.
 const LEAST_PREPARED: u64 = 16;
+/// What a server keeps of its log unless told otherwise, and what a scratch server may keep until it makes a checkpoint.
+const LEAST_WAL_MIB: u64 = 80;
+const MOST_WAL_MIB: u64 = 4096;
 
 impl Physical {
     /// Restores, recovers along `way`, and asks. What does not restore is a finding.
@@ -142,7 +146,9 @@ impl Physical {
         let superuser: Option<String> = session.value("(SELECT rolname FROM pg_roles WHERE oid = 10)").await?;
         session.close().await?;
         scratch.server.endpoint.user = superuser.unwrap_or_default();
+        scratch.server = scratch.server.knowing(tools.version, true);
         let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
+        scratch.server = scratch.server.spelling(spellings(&mut session).await?);
         let select = "SELECT datname AS name FROM pg_database WHERE datallowconn ORDER BY 1";
         let databases = crate::logical::names(&mut session, select).await?;
         session.close().await?;
@@ -170,7 +176,7 @@ impl Physical {
     ) -> Result<()> {
         let (mut tables, mut rows) = (0, 0);
         for database in databases {
-            cx.step(format!("counting the rows of the database {database}"));
+            cx.step(format!("counting the rows of the database {}", shown(database)));
             let mut session = Psql::connect(&scratch.server, tools, database).await?;
             let listed = list_tables(&mut session, Unlogged::Skip).await?;
             let counted = count_rows(cx, &mut session, &listed).await?;
@@ -202,11 +208,19 @@ fn settings(folder: &Path, details: &PhysicalDetails) -> Vec<String> {
         file("ident_file", IDENT),
         "logging_collector=off".into(),
     ];
+    settings.extend(room(details.wal_segment_size));
     for (name, number) in &details.settings {
         let least = if name == "max_prepared_transactions" { LEAST_PREPARED } else { 0 };
         settings.push(format!("{name}={}", (*number).max(least)));
     }
     settings
+}
+
+/// A server does not start with less room than two segments of its log; its defaults are for small ones.
+fn room(segment_bytes: u64) -> [String; 2] {
+    let four = (segment_bytes >> 20).saturating_mul(4);
+    [("min_wal_size", LEAST_WAL_MIB), ("max_wal_size", MOST_WAL_MIB)]
+        .map(|(name, least)| format!("{name}={}MB", least.max(four)))
 }
 
 /// Waits until the recovery has ended.
@@ -252,4 +266,16 @@ async fn page_checksums(
         _ => drill.findings.push(format!("pg_checksums: {}", process.stderr_tail().trim())),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_segments_of_every_size() {
+        for (mib, least, most) in [(1, 80, 4096), (16, 80, 4096), (64, 256, 4096), (1024, 4096, 4096)] {
+            assert_eq!(room(mib << 20), [format!("min_wal_size={least}MB"), format!("max_wal_size={most}MB")], "{mib}");
+        }
+    }
 }
