@@ -13,6 +13,8 @@ mod globals;
 mod load;
 mod properties;
 mod restore;
+mod roles;
+mod spool;
 mod subscriptions;
 mod verify;
 mod views;

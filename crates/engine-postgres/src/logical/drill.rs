@@ -147,9 +147,9 @@ impl Logical {
         let saved = &of_items(saved, details, items);
         let (saved_views, saved_data) = views_apart(saved, details);
         let (restored_views, restored_data) = views_apart(&restored, details);
-        drill.findings.extend(saved_data.differences(&restored_data));
+        drill.findings.extend(saved_data.differences(&restored_data).iter().map(|line| shown(line)));
         let views = saved_views.differences(&restored_views);
-        drill.checked.extend(views.into_iter().map(|line| format!("{line} (computed anew, not a loss)")));
+        drill.checked.extend(views.into_iter().map(|line| format!("{} (computed anew, not a loss)", shown(&line))));
         let tables: usize = restored.0.values().map(std::collections::BTreeMap::len).sum();
         drill.fingerprint = restored;
         if !saved.is_empty() {

@@ -3,22 +3,20 @@
 //! Invariant: until every database was loaded, or found not to load, nothing that stood there before has been touched; what
 //! failed is dropped, and what stood in its place stays.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::host::HostCommand;
-use backup_core::{ArtifactName, BackupReader, RunContext};
-use tokio::io::AsyncWriteExt;
+use backup_core::{BackupReader, RunContext};
 
 use super::archive::ArchiveScan;
 use super::blueprint::{Blueprint, Item, LOADING_PREFIX, REPLACED_PREFIX, Standing};
 use super::catalog::{Connected, alter_database, connect_maintenance};
 use super::details::DatabaseDetails;
-use super::dump::{GLOBALS, ends_globals};
-use super::globals::{self, Globals, Names};
+use super::roles::Faults;
+use super::spool::Spool;
 use super::{properties, subscriptions, views};
 use crate::feed::feed;
-use crate::handover::{give, let_in, test};
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::sql::{ident, literal};
@@ -27,15 +25,8 @@ use crate::tools::PgVersion;
 
 /// Dumps below this size are streamed: writing them to a file first would take longer than several jobs save.
 const PARALLEL_MIN_BYTES: u64 = 16 * 1024 * 1024;
-/// More bytes than this are no globals script.
-const MAX_GLOBALS_BYTES: u64 = 256 * 1024 * 1024;
-/// Names that are converted by one statement.
-const NAMES_AT_ONCE: usize = 1000;
 /// Where small files go when the tools' user cannot enter the scratch folder.
 const SHORT_FOLDER: &str = "/tmp";
-/// How every dump since the minor releases of February 2018 empties the search path (CVE-2018-1058), and where at the latest.
-const EMPTY_PATH: &[u8] = b"SELECT pg_catalog.set_config('search_path', '', false);";
-const HEAD_BYTES: usize = 64 * 1024;
 
 /// What loading needs.
 #[derive(Debug)]
@@ -121,77 +112,6 @@ impl Loader<'_> {
             Some(error) if ready.is_empty() => Err(error),
             _ => Ok(late),
         }
-    }
-
-    /// Runs the globals script but for what must wait, which it returns. It is read, and found undamaged and whole, before its
-    /// first statement runs.
-    async fn globals(&self) -> Result<Vec<u8>> {
-        let Some(filter) = &self.blueprint.globals else { return Ok(Vec::new()) };
-        self.cx.step("creating roles and tablespaces");
-        let script = self.from.read(&ArtifactName::new(GLOBALS)?, MAX_GLOBALS_BYTES).await?;
-        if !ends_globals(&script) {
-            return Err(Error::new(ErrorKind::Damaged, format!("the artifact `{GLOBALS}` is cut")));
-        }
-        let names = self.names_in(&script).await?;
-        let Globals { first, last } = filter.apply(&script, &names);
-        self.run_script(&first, Faults::End).await.map_err(|error| error.during("restore roles"))?;
-        Ok(last)
-    }
-
-    /// What the names in a script mean that is not UTF-8: until now, scripts came in the encoding of their cluster. The server
-    /// knows all encodings.
-    async fn names_in(&self, script: &[u8]) -> Result<Names> {
-        #[derive(serde::Deserialize)]
-        struct Converted {
-            name: String,
-        }
-        let encoding = globals::encoding(script).unwrap_or_default();
-        let mut names = Names::new();
-        if matches!(encoding.as_str(), "" | "UTF8" | "SQL_ASCII") {
-            return Ok(names);
-        }
-        let words: Vec<Vec<u8>> = globals::foreign_words(script).into_iter().collect();
-        if words.is_empty() {
-            return Ok(names);
-        }
-        let mut session = connect_maintenance(self.server, &self.connected.tools, None).await?;
-        for batch in words.chunks(NAMES_AT_ONCE) {
-            let list: Vec<String> = batch.iter().map(|word| format!("'\\x{}'", hex::encode(word))).collect();
-            let select = format!(
-                "SELECT convert_from(word, {}) AS name FROM unnest(ARRAY[{}]::bytea[]) WITH ORDINALITY AS w (word, at) \
-                 ORDER BY at",
-                literal(&encoding),
-                list.join(", ")
-            );
-            let converted: Vec<Converted> = session.rows(&select).await?;
-            names.extend(batch.iter().cloned().zip(converted.into_iter().map(|converted| converted.name)));
-        }
-        session.close().await?;
-        Ok(names)
-    }
-
-    /// Feeds a script to `psql`. Returns what it complained of, when that is not the end.
-    async fn run_script(&self, script: &[u8], faults: Faults) -> Result<Option<String>> {
-        let stop = if faults == Faults::End { "ON_ERROR_STOP=1" } else { "ON_ERROR_STOP=0" };
-        // Terse: a verbose error would quote the statement, with its password hash.
-        let command = self
-            .server
-            .command(self.connected.tools.program("psql"))?
-            .args(["--no-psqlrc", "--quiet", "--set", stop, "--set", "VERBOSITY=terse", "--output=/dev/null"])
-            .arg("--dbname")
-            .arg(self.server.conninfo(self.connected.session.database()))
-            .piped_stdin()
-            .null_stdout();
-        let mut process = self.server.host.spawn(command).await?;
-        if let Some(mut stdin) = process.take_stdin() {
-            // When it stops reading, its status tells why.
-            let _stopped = stdin.write_all(script).await;
-            let _stopped = stdin.shutdown().await;
-        }
-        let code = process.status().await?;
-        let told = process.stderr_tail();
-        self.server.confirm("psql", code, &told)?;
-        Ok(Some(shown(told.trim())).filter(|told| !told.is_empty()))
     }
 
     async fn load(&self, item: &Item, loading: &str, outcome: &mut Loaded) -> Result<()> {
@@ -483,69 +403,4 @@ fn misses_a_name(error: &Error) -> bool {
 fn left_out(item: &Item, error: &Error) -> String {
     let stays = if item.standing == Standing::Replaced { "; what stood there is untouched" } else { "" };
     format!("the database `{}` is not restored{stays}: {}", shown(&item.name), shown(&error.chain()))
-}
-
-/// What becomes of a script when a statement fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Faults {
-    End,
-    AreTold,
-}
-
-/// A dump in a file of the scratch folder, for a restore by several jobs. Removed when dropped.
-#[derive(Debug)]
-struct Spool {
-    folder: tempfile::TempDir,
-}
-
-impl Spool {
-    fn new(cx: &RunContext) -> Result<Self> {
-        Self::below(cx.scratch())
-    }
-
-    fn below(scratch: &Path) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("stackward-dump-").tempdir_in(scratch);
-        let folder = folder.map_err(|source| Error::io("cannot make a scratch folder", scratch, source))?;
-        Ok(Self { folder })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("dump")
-    }
-
-    async fn fill(&self, cx: &RunContext, artifact: backup_core::reader::ArtifactReader) -> Result<()> {
-        let path = self.path();
-        let file = tokio::fs::File::create(&path).await;
-        let file = file.map_err(|source| Error::io("cannot write the scratch file", &path, source))?;
-        artifact.copy_to(cx, file).await.map(|_| ())
-    }
-
-    /// Lets the search path be that of the session: the statement that empties it becomes one of the same length. Whether it
-    /// was found, which is near the beginning of every dump.
-    fn free_path(&self) -> Result<bool> {
-        use std::os::unix::fs::FileExt;
-        let path = self.path();
-        let failed = |source| Error::io("cannot change the scratch file", &path, source);
-        let file = std::fs::File::options().read(true).write(true).open(&path).map_err(failed)?;
-        let mut head =
-            vec![0; HEAD_BYTES.min(usize::try_from(file.metadata().map_err(failed)?.len()).unwrap_or(HEAD_BYTES))];
-        file.read_exact_at(&mut head, 0).map_err(failed)?;
-        let Some(at) = head.windows(EMPTY_PATH.len()).position(|window| window == EMPTY_PATH) else { return Ok(false) };
-        let mut other = b"RESET search_path;".to_vec();
-        other.resize(EMPTY_PATH.len(), b' ');
-        file.write_all_at(&other, at as u64).map_err(failed)?;
-        Ok(true)
-    }
-
-    /// Lets the tools' user read the dump; whether it can.
-    async fn give_to(&self, cx: &RunContext, server: &Server) -> Result<bool> {
-        self.give_below(cx.scratch(), server).await
-    }
-
-    async fn give_below(&self, scratch: &Path, server: &Server) -> Result<bool> {
-        let passable = let_in(server, scratch).await?;
-        give(server, self.folder.path()).await?;
-        give(server, &self.path()).await?;
-        Ok(passable && test(server, "-r", &self.path()).await)
-    }
 }

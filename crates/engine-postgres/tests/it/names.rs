@@ -118,8 +118,8 @@ async fn japanese_and_unknown_encodings_are_verified_and_drilled() {
 
     // A cluster that does not know its encoding has any bytes.
     let server = cluster("SQL_ASCII");
-    let raw = r#"SELECT format('CREATE ROLE %I', E'm\xfcller'), format('CREATE TABLE %I (id int)', E't\xff'),
-        format('CREATE DATABASE %I', E'd\xfe') \gexec"#;
+    let raw = r"SELECT format('CREATE ROLE %I', E'm\xfcller'), format('CREATE TABLE %I (id int)', E't\xff'),
+        format('CREATE DATABASE %I', E'd\xfe') \gexec";
     server.sql("postgres", &format!("SET client_encoding = 'SQL_ASCII'; {raw}"));
     server.sql(
         "postgres",
