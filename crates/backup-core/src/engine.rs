@@ -333,6 +333,10 @@ pub struct RestoreReport {
     pub items: u64,
     /// What could not be put back exactly (an owner, without root).
     pub warnings: Vec<String>,
+    /// What was asked for and is not there, or not as it was saved, while the rest is; each with its reason. Empty: everything is
+    /// there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<String>,
 }
 
 /// What a verification found.

@@ -13,7 +13,7 @@ pub enum Exit {
     Failed,
     /// The command line or the plan is wrong; nothing was attempted.
     Usage,
-    /// A snapshot was committed, but some sources are not in it.
+    /// A snapshot was committed, but some sources are not in it; or something was restored, but not all of it.
     Partial,
     /// There is no repository where the plan says, or only half of one.
     NoRepository,
@@ -118,7 +118,11 @@ impl Exit {
                 "It failed; the message on stderr says why. Nothing was committed, unless the message says that only the report is lost.",
             ),
             Self::Usage => ("usage or plan", "The command line or the plan is wrong; nothing was attempted."),
-            Self::Partial => ("partial", "A snapshot was committed without some sources; `stackward show` says which."),
+            Self::Partial => (
+                "partial",
+                "A snapshot was committed without some sources (`stackward show` says which), or a restore left something out \
+                 (it says what).",
+            ),
             Self::NoRepository => ("no repository", "There is no repository where the plan says, or only half of one."),
             Self::Busy => ("busy", "Someone else holds what is needed; try again later."),
             Self::WrongKey => ("wrong key", "The key at hand does not open the repository."),

@@ -140,3 +140,81 @@ fn option(arg: &Arg) -> String {
     text.push('\n');
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Options of other programs that hints name.
+    const OF_OTHERS: [&str; 1] = ["--cluster"];
+
+    /// A hint is a promise: an option that it names exists.
+    #[test]
+    fn hints_name_options_that_exist() {
+        let mut root = Cli::command();
+        root.build();
+        let mut known: BTreeSet<String> = OF_OTHERS.iter().map(|&option| option.to_owned()).collect();
+        collect(&root, &mut known);
+        assert!(known.contains("--rename") && known.contains("--json"));
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let (mut hints, mut wrong) = (0, Vec::new());
+        for folder in std::fs::read_dir(crates).unwrap() {
+            sources(&folder.unwrap().path().join("src"), &mut |path, text| {
+                // This test has examples of what it looks for.
+                let text = if path.ends_with("cli/src/reference.rs") { "" } else { text };
+                for (at, _) in text.match_indices(".hint(") {
+                    hints += 1;
+                    let call = argument(&text[at + ".hint(".len()..]);
+                    let absent = options(call).filter(|option| !known.contains(*option));
+                    wrong.extend(absent.map(|option| format!("{}: {option}", path.display())));
+                }
+            });
+        }
+        assert!(hints > 100, "{hints} hints were found");
+        assert_eq!(wrong, Vec::<String>::new());
+        // What this test looks for is found.
+        let call = argument("\"(`--force` or `--as NAME`)\")); other(\"--not\")");
+        assert_eq!(options(call).collect::<Vec<_>>(), ["--force", "--as"]);
+    }
+
+    fn collect(command: &Command, known: &mut BTreeSet<String>) {
+        known.extend(command.get_arguments().filter_map(Arg::get_long).map(|long| format!("--{long}")));
+        command.get_subcommands().for_each(|child| collect(child, known));
+    }
+
+    fn sources(folder: &Path, see: &mut impl FnMut(&Path, &str)) {
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                sources(&path, see);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                see(&path, &std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    /// The text up to the parenthesis that ends the call, which is not inside of a literal.
+    fn argument(text: &str) -> &str {
+        let (mut depth, mut quoted, mut escaped) = (0, false, false);
+        for (at, byte) in text.bytes().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                b'(' if !quoted => depth += 1,
+                b')' if !quoted && depth == 0 => return &text[..at],
+                b')' if !quoted => depth -= 1,
+                _ => {}
+            }
+        }
+        text
+    }
+
+    fn options(text: &str) -> impl Iterator<Item = &str> {
+        text.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '-')
+            .filter(|word| word.starts_with("--") && word[2..].starts_with(|c: char| c.is_ascii_lowercase()))
+    }
+}

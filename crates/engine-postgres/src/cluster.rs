@@ -144,6 +144,7 @@ impl Restorer for Cluster {
         report.bytes += dumps.bytes;
         report.items += dumps.items;
         report.warnings.extend(dumps.warnings);
+        report.lacking.extend(dumps.lacking);
         Ok(report)
     }
 

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::plan::Node;
+use backup_core::plan::{Node, Span};
 use backup_core::secret::SecretRef;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -66,6 +67,9 @@ pub(crate) struct PostgresConfig {
     /// Databases saved at the same time, and jobs of a restore. By default 2.
     #[schemars(range(min = 1, max = 64))]
     jobs: Option<usize>,
+    /// How long a dump waits for a table that somebody else has locked, before it fails: `5m`. By default as long as it
+    /// takes; a warning says who holds the lock.
+    lock_timeout: Option<Span>,
     /// The system user that the client programs run as. By default `postgres` when Stackward runs as root and connects
     /// over a unix socket without a password (so that Debian's peer authentication works), else the present user.
     run_as: Option<String>,
@@ -124,6 +128,8 @@ pub(crate) struct Settings {
     pub(crate) exclude: Vec<String>,
     pub(crate) fingerprint: FingerprintMode,
     pub(crate) jobs: usize,
+    /// How long a dump waits for a lock; `None`: as long as it takes.
+    pub(crate) lock_timeout: Option<Duration>,
     pub(crate) wal: Option<WalMode>,
     /// The slot, when the plan names one.
     pub(crate) slot: Option<String>,
@@ -196,6 +202,12 @@ impl Settings {
         if !(1..=MAX_JOBS).contains(&jobs) {
             return Err(node.error(format!("`jobs` must be 1 to {MAX_JOBS}")));
         }
+        let longest = Span(Duration::from_millis(i32::MAX.unsigned_abs().into()));
+        if config.lock_timeout.is_some_and(|timeout| timeout.0.is_zero() || timeout > longest) {
+            return Err(node
+                .error("`lock_timeout` must be 1s to 24d")
+                .hint("leave it out to wait as long as it takes"));
+        }
         if config.slot.is_some() && config.wal != Some(WalMode::Stream) {
             return Err(node
                 .error("`slot` is for `wal: stream`")
@@ -221,6 +233,7 @@ impl Settings {
             exclude: config.exclude,
             fingerprint: config.fingerprint,
             jobs,
+            lock_timeout: config.lock_timeout.map(|span| span.0),
             wal: config.wal,
             slot: config.slot,
             modes: config.modes.unwrap_or_else(|| vec![Mode::Logical]),
@@ -371,6 +384,8 @@ mod tests {
             ("socket: run", "absolute"),
             ("databases: []", "databases"),
             ("jobs: 0", "jobs"),
+            ("lock_timeout: 0s", "lock_timeout"),
+            ("lock_timeout: 25d", "lock_timeout"),
             ("sockets: /run", "sockets"),
             ("wal: streams", "stream"),
             ("{ wal: push, slot: a }", "wal: stream"),
@@ -388,7 +403,7 @@ mod tests {
     fn the_schema_documents_every_field() {
         let schema = schemars::schema_for!(PostgresConfig);
         let fields = schema.get("properties").and_then(serde_json::Value::as_object).unwrap();
-        assert_eq!(fields.len(), 17);
+        assert_eq!(fields.len(), 18);
         for (name, field) in fields {
             assert!(field.get("description").is_some(), "{name}");
         }

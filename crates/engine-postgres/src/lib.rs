@@ -4,6 +4,7 @@
 //! peer authentication and containers work alike; the physical mode speaks the server's protocol itself (`wire`).
 
 mod cluster;
+mod complaint;
 mod config;
 mod config_files;
 mod discover;
@@ -18,7 +19,9 @@ mod psql;
 mod recovery;
 mod scratch;
 mod server;
+mod session;
 mod sql;
+mod text;
 mod tools;
 pub mod wal;
 mod wire;

@@ -13,7 +13,12 @@ mod globals;
 mod load;
 mod properties;
 mod restore;
+mod roles;
+mod spool;
+mod subscriptions;
 mod verify;
+mod views;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -23,7 +28,7 @@ use crate::config::Settings;
 use crate::server::Server;
 use crate::tools::ToolBox;
 
-pub(crate) use catalog::names;
+pub(crate) use catalog::{names, spellings};
 pub(crate) use drill::{amcheck, beginning};
 pub(crate) use fingerprint::{Unlogged, count as count_rows, list as list_tables, merge};
 
@@ -51,4 +56,11 @@ pub(crate) fn config_files(
     record: &backup_core::manifest::SourceRecord,
 ) -> backup_core::Result<Vec<crate::config_files::ConfigFile>> {
     Ok(details::Details::of(record)?.cluster.config_files)
+}
+
+/// What [`crate::fuzzing`] feeds.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    pub(crate) use super::archive::fuzzing as archive;
+    pub(crate) use super::globals::fuzzing as globals;
 }

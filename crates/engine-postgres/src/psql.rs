@@ -11,15 +11,20 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::server::Server;
+use crate::text::{decode, encode, shown};
 use crate::tools::Tools;
 
 /// An answer longer than this is refused: catalogues of a million tables stay below it.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
+/// Text comes as UTF-8, but where the server does not know its encoding: there it would refuse what is none.
+pub(crate) const CLIENT_ENCODING: &str = "SELECT set_config('client_encoding', CASE getdatabaseencoding() \
+    WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, false)";
+
 /// What every session starts with: names mean the catalogue's own objects, nothing times out while a dump runs, rows
 /// hidden by policies are an error instead of a wrong count, and the server notices when we are gone.
 const PREAMBLE: &str = "SET search_path = pg_catalog; SET standard_conforming_strings = on; \
-    SET client_encoding = 'UTF8'; SET row_security = off; \
+    SET row_security = off; \
     SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '1s' ELSE '0' END, false) \
     FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', \
     'idle_session_timeout', 'transaction_timeout', 'client_connection_check_interval')";
@@ -40,6 +45,8 @@ impl Psql {
         let command = server
             .command(tools.program("psql"))?
             .args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set", "ON_ERROR_STOP=1"])
+            // With the SQLSTATE, whatever language the server speaks.
+            .args(["--set", "VERBOSITY=verbose"])
             .arg("--dbname")
             .arg(server.conninfo(database))
             .env("PGCLIENTENCODING", "UTF8")
@@ -51,7 +58,7 @@ impl Psql {
         let sentinel = format!("end of answer {}", uuid::Uuid::new_v4());
         let (server, database) = (server.clone(), database.to_owned());
         let mut session = Self { server, database, process, stdin, stdout: BufReader::new(stdout), sentinel };
-        session.execute(PREAMBLE).await?;
+        session.execute(&format!("{PREAMBLE}; {CLIENT_ENCODING}")).await?;
         Ok(session)
     }
 
@@ -97,7 +104,7 @@ impl Psql {
     async fn ask(&mut self, statements: &str) -> Result<String> {
         let request = format!("{statements}\n;\n\\echo {}\n", self.sentinel);
         let sent = async {
-            self.stdin.write_all(request.as_bytes()).await?;
+            self.stdin.write_all(&encode(&request)).await?;
             self.stdin.flush().await
         };
         if sent.await.is_err() {
@@ -117,7 +124,7 @@ impl Psql {
             }
             if answer[start..].trim_ascii_end() == self.sentinel.as_bytes() {
                 answer.truncate(start);
-                return String::from_utf8(answer).map_err(|_| self.misunderstood("a name is not valid UTF-8"));
+                return Ok(decode(&answer));
             }
         }
     }
@@ -135,7 +142,10 @@ impl Psql {
     }
 
     fn misunderstood(&self, why: &str) -> Error {
-        Error::new(ErrorKind::Unsupported, format!("an answer from `{}` was not understood: {why}", self.database))
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("an answer from `{}` was not understood: {why}", shown(&self.database)),
+        )
     }
 }
 

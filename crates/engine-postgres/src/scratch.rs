@@ -15,6 +15,7 @@ use crate::handover::{give, let_in};
 use crate::isolation::{Isolation, isolate};
 use crate::psql::Psql;
 use crate::server::Server;
+use crate::session::silence;
 use crate::tools::Tools;
 
 /// The path of a unix socket has at most 107 bytes; the name of PostgreSQL's takes 15 of them.
@@ -106,6 +107,9 @@ impl Site {
     pub(crate) async fn launch(self, tools: Tools, data: PathBuf, settings: &[String]) -> Result<Scratch> {
         let Self { server, socket, folders, .. } = self;
         let mut postgres = server.plain_command(tools.program("postgres")).arg("-D").arg(&data);
+        // A trigger at login, say, must not keep us out, whoever we are.
+        let (name, value) = silence(tools.version);
+        postgres = postgres.arg("-c").arg(format!("{name}={value}"));
         for setting in settings {
             postgres = postgres.arg("-c").arg(setting);
         }
@@ -119,18 +123,20 @@ impl Site {
 }
 
 impl Scratch {
-    /// Makes and starts an empty server below `cx.scratch()`, with `superuser` as its superuser.
+    /// Makes and starts an empty server below `cx.scratch()`, with `superuser` as its superuser, whose shared names are in
+    /// `encoding`.
     pub(crate) async fn start(
         cx: &RunContext,
         host: &Arc<dyn Host>,
         tools: Tools,
-        superuser: &str,
+        (superuser, encoding): (&str, &str),
         run_as: Option<&str>,
     ) -> Result<Self> {
         let site = Site::prepare(cx, host, superuser, run_as).await?;
         let data = site.folder.join("data");
-        init(&site.server, &tools, &data, superuser).await?;
+        init(&site.server, &tools, &data, (superuser, encoding)).await?;
         let mut scratch = site.launch(tools, data, &SETTINGS.map(str::to_owned)).await?;
+        scratch.server = scratch.server.knowing(scratch.tools.version, true);
         scratch.wait_until_ready().await?;
         Ok(scratch)
     }
@@ -186,10 +192,11 @@ impl Scratch {
     }
 }
 
-async fn init(server: &Server, tools: &Tools, data: &Path, superuser: &str) -> Result<()> {
+async fn init(server: &Server, tools: &Tools, data: &Path, (superuser, encoding): (&str, &str)) -> Result<()> {
     let command = server
         .plain_command(tools.program("initdb"))
-        .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--data-checksums"])
+        .args(["--no-sync", "--auth=trust", "--no-locale", "--data-checksums"])
+        .arg(format!("--encoding={encoding}"))
         .arg(format!("--username={superuser}"))
         .arg("-D")
         .arg(data);

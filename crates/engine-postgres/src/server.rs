@@ -2,6 +2,9 @@
 //!
 //! Invariant: a password travels in the environment only, and a connection string holds no secret.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,8 +13,12 @@ use backup_core::evidence::CleanExit;
 use backup_core::host::{Host, HostCommand};
 use backup_core::secret::{Secret, SecretRef};
 
+use crate::complaint::{Remedy, complaint};
 use crate::config::{Endpoint, Settings};
+use crate::session::{Known, options};
 use crate::sql::conninfo_value;
+use crate::text::{encode, shown};
+use crate::tools::PgVersion;
 
 /// The system user of the server on every distribution, whom peer authentication lets in as `postgres`.
 const SERVER_USER: &str = "postgres";
@@ -27,7 +34,12 @@ pub(crate) struct Server {
     pub(crate) endpoint: Endpoint,
     password: Option<SecretRef>,
     run_as: Option<String>,
+    known: Known,
+    spellings: Arc<BTreeMap<String, Vec<u8>>>,
 }
+
+/// The client encoding of tools that only carry names from the server and back: no conversion.
+const AS_IT_IS: &str = "SQL_ASCII";
 
 impl Server {
     /// The server of the plan.
@@ -36,7 +48,8 @@ impl Server {
             let peer = settings.endpoint.is_socket() && settings.password.is_none();
             (peer && is_root()).then(|| SERVER_USER.to_owned())
         });
-        Self { host, endpoint: settings.endpoint.clone(), password: settings.password.clone(), run_as }
+        let (endpoint, password) = (settings.endpoint.clone(), settings.password.clone());
+        Self { host, endpoint, password, run_as, known: Known::default(), spellings: Arc::default() }
     }
 
     /// The same, for programs that work on its files: a server refuses to run as root, wherever it listens.
@@ -47,7 +60,20 @@ impl Server {
 
     /// A scratch server on a socket, whose programs run as `run_as`.
     pub(crate) fn scratch(host: Arc<dyn Host>, socket: &Path, port: u16, user: &str, run_as: Option<String>) -> Self {
-        Self { host, endpoint: Endpoint::socket(socket, port, user), password: None, run_as }
+        let known = Known { scratch: true, ..Known::default() };
+        let endpoint = Endpoint::socket(socket, port, user);
+        Self { host, endpoint, password: None, run_as, known, spellings: Arc::default() }
+    }
+
+    /// The same, for sessions that may set what a server of this version lets this role set.
+    pub(crate) fn knowing(&self, version: PgVersion, superuser: bool) -> Self {
+        let known = Known { version: Some(version), superuser, ..self.known };
+        Self { known, ..self.clone() }
+    }
+
+    /// The same, with the bytes of names of databases that are not those of their UTF-8: who connects must send the former.
+    pub(crate) fn spelling(&self, spellings: BTreeMap<String, Vec<u8>>) -> Self {
+        Self { spellings: Arc::new(spellings), ..self.clone() }
     }
 
     /// The system user that programs run as; `None`: the present one.
@@ -67,13 +93,12 @@ impl Server {
 
     /// The connection string for `database`. Everything is explicit, so that the environment (`PGHOST`, a service
     /// file) cannot lead elsewhere.
-    pub(crate) fn conninfo(&self, database: &str) -> String {
+    pub(crate) fn conninfo(&self, database: &str) -> OsString {
         let Endpoint { host, port, user, parameters, .. } = &self.endpoint;
         let mut text = format!(
-            "host={} port={port} user={} dbname={} application_name={APPLICATION}",
+            "host={} port={port} user={} application_name={APPLICATION}",
             conninfo_value(host),
-            conninfo_value(user),
-            conninfo_value(database)
+            conninfo_value(user)
         );
         if !parameters.contains_key("connect_timeout") {
             text.push_str(&format!(" connect_timeout={CONNECT_SECONDS}"));
@@ -81,12 +106,36 @@ impl Server {
         for (name, value) in parameters {
             text.push_str(&format!(" {name}={}", conninfo_value(value)));
         }
-        text
+        let mut bytes = encode(&text);
+        bytes.extend(b" dbname='");
+        for byte in self.spelled(database) {
+            if matches!(byte, b'\\' | b'\'') {
+                bytes.push(b'\\');
+            }
+            bytes.push(byte);
+        }
+        bytes.push(b'\'');
+        OsString::from_vec(bytes)
+    }
+
+    /// The name of a database as the server spells it.
+    pub(crate) fn spelled(&self, database: &str) -> Vec<u8> {
+        self.spellings.get(database).cloned().unwrap_or_else(|| encode(database))
     }
 
     /// A client program that will connect to this server, without its arguments.
     pub(crate) fn command(&self, program: impl Into<PathBuf>) -> Result<HostCommand> {
-        let command = self.plain_command(program).env("PGHOSTADDR", "").env("PGOPTIONS", "").arg("--no-password");
+        self.command_with(program, None)
+    }
+
+    /// The same; names without a schema are looked for in `search_path`.
+    pub(crate) fn command_with(&self, program: impl Into<PathBuf>, search_path: Option<&str>) -> Result<HostCommand> {
+        let command = self
+            .plain_command(program)
+            .env("PGHOSTADDR", "")
+            .env("PGOPTIONS", OsString::from_vec(encode(&options(self.known, search_path))))
+            .env("PGCLIENTENCODING", AS_IT_IS)
+            .arg("--no-password");
         Ok(match &self.password {
             Some(reference) => command.secret_env("PGPASSWORD", reference.resolve()?),
             None => command,
@@ -123,9 +172,12 @@ impl Server {
     /// The error of a session whose `psql` ended: `stderr` says why.
     pub(crate) fn session_error(&self, database: &str, stderr: &str) -> Error {
         let (kind, hint) = complaint(stderr).unwrap_or((ErrorKind::Tool, Remedy::None));
-        let cause = if stderr.trim().is_empty() { "psql ended without a word" } else { stderr.trim() };
-        let error = Error::new(kind, format!("the server does not do what it was asked in the database `{database}`"));
-        self.with_remedy(error.with("server", self.describe()).caused_by(cause.to_owned()), hint)
+        // `psql` is verbose for the SQLSTATE; where in the server's source it happened helps nobody here.
+        let lines: Vec<&str> = stderr.trim().lines().filter(|line| !line.starts_with("LOCATION: ")).collect();
+        let cause = if lines.is_empty() { "psql ended without a word".to_owned() } else { lines.join("\n") };
+        let error =
+            Error::new(kind, format!("the server does not do what it was asked in the database `{}`", shown(database)));
+        self.with_remedy(error.with("server", self.describe()).caused_by(cause), hint)
     }
 
     fn with_remedy(&self, error: Error, remedy: Remedy) -> Error {
@@ -146,6 +198,23 @@ impl Server {
                 "the role `{user}` lacks a privilege: a backup needs `GRANT pg_read_all_data TO {user};`, a restore of a \
                  whole cluster a superuser (the README of engine-postgres lists the privileges)"
             )),
+            Remedy::File => error.hint(
+                "the server itself cannot read that file: give it back to the server's system user (`chown`, `chmod`)",
+            ),
+            Remedy::Idle => error.hint(format!(
+                "a time-out of the server ended the session: `ALTER ROLE {user} SET …` gives the role its own \
+                 `idle_session_timeout`, `idle_in_transaction_session_timeout` and `transaction_timeout`"
+            )),
+            Remedy::Standby => error.hint(
+                "the standby had to replay what the session still needed: set `hot_standby_feedback = on`, raise \
+                 `max_standby_streaming_delay`, or save the primary",
+            ),
+            Remedy::Lock => error.hint(
+                "somebody else holds a lock on a table for longer than `lock_timeout` in the plan allows; the warnings \
+                 above name who",
+            ),
+            Remedy::Connections => error.hint("raise `max_connections`, lower `jobs` in the plan, or end other sessions"),
+            Remedy::Pooler => error.hint("connect to the server itself: a pooler does not pass a session's settings on"),
             Remedy::SystemUser => error.hint("name an existing system user as `run_as` in the plan"),
         }
     }
@@ -153,44 +222,4 @@ impl Server {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Remedy {
-    None,
-    Peer,
-    Password,
-    Hba,
-    Role,
-    Start,
-    Grant,
-    SystemUser,
-}
-
-/// What a complaint of a client program means. Texts of `libpq` and of servers that speak English; others pass unexplained.
-fn complaint(stderr: &str) -> Option<(ErrorKind, Remedy)> {
-    const KNOWN: [(&str, ErrorKind, Remedy); 18] = [
-        ("Peer authentication failed", ErrorKind::PermissionDenied, Remedy::Peer),
-        ("password authentication failed", ErrorKind::PermissionDenied, Remedy::Password),
-        ("no password supplied", ErrorKind::PermissionDenied, Remedy::Password),
-        ("no pg_hba.conf entry", ErrorKind::PermissionDenied, Remedy::Hba),
-        ("pg_hba.conf rejects connection", ErrorKind::PermissionDenied, Remedy::Hba),
-        ("permission denied", ErrorKind::PermissionDenied, Remedy::Grant),
-        ("query would be affected by row-level security", ErrorKind::PermissionDenied, Remedy::Grant),
-        ("setpriv:", ErrorKind::PermissionDenied, Remedy::SystemUser),
-        ("terminating connection", ErrorKind::Unreachable, Remedy::Start),
-        ("server closed the connection", ErrorKind::Unreachable, Remedy::Start),
-        ("the database system is", ErrorKind::Unreachable, Remedy::Start),
-        ("failed: No such file or directory", ErrorKind::Unreachable, Remedy::Start),
-        ("failed: Connection refused", ErrorKind::Unreachable, Remedy::Start),
-        ("could not connect to server", ErrorKind::Unreachable, Remedy::Start),
-        ("could not translate host name", ErrorKind::Unreachable, Remedy::Start),
-        ("timeout expired", ErrorKind::Unreachable, Remedy::Start),
-        ("No space left on device", ErrorKind::NoSpace, Remedy::None),
-        ("could not extend file", ErrorKind::NoSpace, Remedy::None),
-    ];
-    if stderr.contains("role \"") && stderr.contains("FATAL") && stderr.contains("does not exist") {
-        return Some((ErrorKind::PermissionDenied, Remedy::Role));
-    }
-    KNOWN.iter().find(|(text, ..)| stderr.contains(text)).map(|(_, kind, remedy)| (*kind, *remedy))
 }

@@ -244,7 +244,7 @@ impl Restorer for Notes {
             let _nothing_was_there = std::fs::rename(&old, &target);
             return Err(failed(source));
         }
-        Ok(RestoreReport { restored: vec![target.display().to_string()], bytes, items, warnings: Vec::new() })
+        Ok(RestoreReport { restored: vec![target.display().to_string()], bytes, items, ..RestoreReport::default() })
     }
 }
 

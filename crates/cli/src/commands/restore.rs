@@ -264,10 +264,12 @@ fn tell(session: &Session<'_>, done: &[Restored<'_>]) -> Exit {
         for place in &report.restored {
             out.summary(format!("  {place}"));
         }
-        for warning in &report.warnings {
+        for warning in report.warnings.iter().chain(&report.lacking) {
             out.warn(format!("{}: {warning}", part.name()));
         }
     }
+    let is_whole = done.iter().all(|one| one.report.lacking.is_empty());
+    let exit = if is_whole { Exit::Done } else { Exit::Partial };
     let sources: Vec<_> = done
         .iter()
         .map(|one| {
@@ -276,6 +278,6 @@ fn tell(session: &Session<'_>, done: &[Restored<'_>]) -> Exit {
         })
         .collect();
     let id = common(done.iter().map(|one| &one.id));
-    out.result("restore", Exit::Done, &json!({ "snapshot": id, "sources": sources }));
-    Exit::Done
+    out.result("restore", exit, &json!({ "snapshot": id, "sources": sources }));
+    exit
 }

@@ -57,6 +57,8 @@ fn show_source(out: &Output, source: &SourceRecord) {
     }
     for (group, items) in &source.fingerprint.0 {
         let total = output::count(source.fingerprint.total(group));
+        // A name of a database may have line breaks.
+        let group = group.replace('\n', "\\n").replace('\r', "\\r");
         out.line(format!("  counted   {group}: {total} in {}", output::counted(items.len() as u64, "item")));
     }
     for warning in &source.warnings {

@@ -176,7 +176,7 @@ impl Restorer for Note {
         std::fs::create_dir_all(target.parent().unwrap()).map_err(failed)?;
         std::fs::write(&target, &text).map_err(failed)?;
         let restored = vec![target.display().to_string()];
-        Ok(RestoreReport { restored, bytes: text.len() as u64, items: 1, warnings: Vec::new() })
+        Ok(RestoreReport { restored, bytes: text.len() as u64, items: 1, ..RestoreReport::default() })
     }
 }
 

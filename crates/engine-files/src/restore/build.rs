@@ -150,7 +150,7 @@ impl Restore {
         let mut warnings = super::place::put_all(&self.units, staged, &built.ancestors, &self.applier, self.existing)?;
         warnings.extend(self.applier.warnings());
         let restored = self.units.iter().map(|unit| unit.destination.display().to_string()).collect();
-        Ok(RestoreReport { restored, bytes, items, warnings })
+        Ok(RestoreReport { restored, bytes, items, warnings, ..RestoreReport::default() })
     }
 
     /// The tree from its beginning.

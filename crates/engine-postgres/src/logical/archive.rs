@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 
 use backup_core::error::{Error, ErrorKind, Result};
 
+use crate::text::decode;
+
 /// What every archive begins with.
 pub(crate) const MAGIC: &[u8] = b"PGDMP";
 /// What the manifest says was seen at the end of a dump.
@@ -33,6 +35,18 @@ pub(crate) struct ArchiveScan {
     shape: Shape,
     awaited: BTreeSet<i64>,
     tables: BTreeSet<Table>,
+    ids: Vec<i64>,
+    views: Vec<View>,
+}
+
+/// An entry that fills a materialized view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct View {
+    id: i64,
+    /// The statement, in the encoding of the dump; see [`decode`].
+    pub(crate) statement: String,
+    /// Schema and name, as far as they can be read.
+    pub(crate) name: Table,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -124,6 +138,23 @@ impl ArchiveScan {
     /// The tables whose data the table of contents lists.
     pub(crate) fn tables(&self) -> &BTreeSet<Table> {
         &self.tables
+    }
+
+    /// Whether the whole table of contents was read.
+    pub(crate) fn has_contents(&self) -> bool {
+        !matches!(self.state, State::Header | State::Entries { .. })
+    }
+
+    /// The entries that fill materialized views, in the order in which they can be filled.
+    pub(crate) fn views(&self) -> &[View] {
+        &self.views
+    }
+
+    /// What `pg_restore --use-list` takes for all entries but those that fill materialized views.
+    pub(crate) fn list_without_views(&self) -> String {
+        let views: BTreeSet<i64> = self.views.iter().map(|view| view.id).collect();
+        let kept: Vec<String> = self.ids.iter().filter(|id| !views.contains(id)).map(i64::to_string).collect();
+        kept.join(";\n") + ";\n"
     }
 
     /// Reads items as long as they are whole; returns how many bytes that were.
@@ -228,7 +259,7 @@ impl ArchiveScan {
         let (_table_oid, _oid) = (cursor.string()?, cursor.string()?);
         let (tag, description) = (cursor.string()?, cursor.string()?);
         let _section = cursor.int()?;
-        let (_definition, _drop, _copy) = (cursor.string()?, cursor.string()?, cursor.string()?);
+        let (definition, _drop, _copy) = (cursor.string()?, cursor.string()?, cursor.string()?);
         let (schema, _tablespace) = (cursor.string()?, cursor.string()?);
         if self.shape.minor >= 14 {
             cursor.string()?;
@@ -242,7 +273,11 @@ impl ArchiveScan {
         if has_data {
             self.awaited.insert(id);
         }
-        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        self.ids.push(id);
+        let text = |bytes: Option<&[u8]>| decode(bytes.unwrap_or_default());
+        if description == Some(b"MATERIALIZED VIEW DATA") {
+            self.views.push(View { id, statement: text(definition), name: (text(schema), text(tag)) });
+        }
         if description == Some(b"TABLE DATA") {
             self.tables.insert((text(schema), text(tag)));
         }
@@ -302,6 +337,17 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// What an archive means, however it is cut, for [`crate::fuzzing`].
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzzing(pieces: &[bytes::Bytes]) -> Option<String> {
+    let mut scan = ArchiveScan::default();
+    for piece in pieces {
+        scan.push(piece).ok()?;
+    }
+    scan.finish().ok()?;
+    scan.is_understood().then(|| format!("{:?}{:?}{}", scan.tables, scan.views, scan.list_without_views()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,10 +366,13 @@ mod tests {
     fn archive() -> Vec<u8> {
         let mut bytes = [MAGIC, &[1, 14, 0, 4, 8, CUSTOM]].concat();
         bytes.extend(std::iter::repeat_n(int(0), 8).flatten());
-        bytes.extend([string("app"), string("15.18"), string("15.18"), int(3)].concat());
-        for (id, has_data, tag, description) in
-            [(7, 1, "users", "TABLE DATA"), (8, 1, "BLOBS", "BLOBS"), (9, 0, "users", "TABLE")]
-        {
+        bytes.extend([string("app"), string("15.18"), string("15.18"), int(4)].concat());
+        for (id, has_data, tag, description) in [
+            (7, 1, "users", "TABLE DATA"),
+            (8, 1, "BLOBS", "BLOBS"),
+            (9, 0, "users", "TABLE"),
+            (10, 0, "v", "MATERIALIZED VIEW DATA"),
+        ] {
             bytes.extend([int(id), int(has_data), string("0"), string("0"), string(tag), string(description)].concat());
             bytes.extend([int(3), string("defn"), string("drop"), int(-1), string("public"), int(-1)].concat());
             bytes.extend([string("heap"), string("owner"), string("false"), string("4"), int(-1)].concat());
@@ -348,6 +397,9 @@ mod tests {
         for piece in [1, 2, 7, 100, archive.len()] {
             let scan = scan(&archive, piece).unwrap();
             assert!(scan.is_understood());
+            assert!(scan.has_contents());
+            assert_eq!(scan.views().iter().map(|view| view.statement.as_str()).collect::<Vec<_>>(), ["defn"]);
+            assert_eq!(scan.list_without_views(), "7;\n8;\n9;\n");
             assert_eq!(scan.tables().iter().collect::<Vec<_>>(), [&("public".to_owned(), "users".to_owned())]);
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever keeps one database from being whole fails the source; only a database that no longer exists is let go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Logical;
+use super::blueprint::is_leftover;
 use super::catalog::{self, Connected, ListedDatabase, ServerFacts};
 use super::details::{ClusterDetails, Details};
 use super::dump::{self, Dumped, Job};
@@ -20,6 +22,7 @@ use super::fingerprint::merge;
 use crate::config_files::{self, PsqlAsker};
 use crate::psql::Psql;
 use crate::server::Server;
+use crate::text::shown;
 use crate::tools::Tools;
 
 /// The server marks a database so whose `DROP DATABASE` was interrupted.
@@ -29,7 +32,7 @@ const INVALID_LIMIT: i64 = -2;
 impl Source for Logical {
     async fn preflight(&self, cx: &RunContext) -> Result<Preflight> {
         cx.unless_cancelled(async {
-            let Connected { mut session, facts, tools } = catalog::connect(&self.server, &self.tools).await?;
+            let Connected { mut session, server, facts, tools } = catalog::connect(&self.server, &self.tools).await?;
             let listed = catalog::databases(&mut session, facts.version()).await?;
             let Selection { chosen, warnings } = self.select(&listed)?;
             let mut preflight = Preflight {
@@ -37,10 +40,10 @@ impl Source for Logical {
                 expected_bytes: Some(expected_bytes(&listed, &chosen)),
                 warnings,
             };
-            preflight.warnings.extend(server_warnings(&facts, &self.server));
-            preflight.warnings.extend(template_warning(&self.server, &tools, &listed).await);
+            preflight.warnings.extend(server_warnings(&facts, &server));
+            preflight.warnings.extend(template_warning(&server, &tools, &listed).await);
             session.close().await?;
-            check_privileges(&self.server, &facts, &tools, &chosen).await?;
+            check_privileges(&server, &facts, &tools, &chosen).await?;
             Ok(preflight)
         })
         .await
@@ -55,11 +58,11 @@ impl Source for Logical {
 
 impl Logical {
     async fn save(&self, cx: &RunContext, out: &BackupWriter) -> Result<SourceSummary> {
-        let Connected { mut session, facts, tools } = catalog::connect(&self.server, &self.tools).await?;
+        let Connected { mut session, server, facts, tools } = catalog::connect(&self.server, &self.tools).await?;
         let listed = catalog::databases(&mut session, facts.version()).await?;
         let Selection { chosen, warnings } = self.select(&listed)?;
-        let template = template_warning(&self.server, &tools, &listed).await;
-        for warning in warnings.into_iter().chain(server_warnings(&facts, &self.server)).chain(template) {
+        let template = template_warning(&server, &tools, &listed).await;
+        for warning in warnings.into_iter().chain(server_warnings(&facts, &server)).chain(template) {
             cx.warn(warning);
         }
         let mut cluster = ClusterDetails {
@@ -71,19 +74,27 @@ impl Logical {
             bootstrap_role: facts.bootstrap_role.clone(),
             role_passwords: facts.reads_passwords,
             tablespaces: catalog::tablespaces(&mut session).await?,
+            encoding: Some(facts.encoding.clone()),
             ..ClusterDetails::default()
         };
-        let server =
+        let product =
             ServerRecord { product: "PostgreSQL".into(), version: facts.version.clone(), image: None, digest: None };
+        let mut described = BTreeMap::new();
+        for name in &chosen {
+            let details = catalog::describe(&mut session, name, &dump::artifact_of(name)?).await?;
+            described.extend(details.map(|details| (name.clone(), details)));
+        }
         let maintenance = session.database().to_owned();
         session.close().await?;
         let job = Arc::new(Job {
             cx: cx.clone(),
             out: out.clone(),
-            server: self.server.clone(),
+            server,
             tools,
             facts,
             fingerprint: self.settings.fingerprint,
+            lock_timeout: self.settings.lock_timeout,
+            described,
         });
         dump::globals(&job, &maintenance).await?;
         let mut asker = PsqlAsker::new(&job.server, &job.tools, &maintenance).await?;
@@ -102,7 +113,7 @@ impl Logical {
             }
         }
         let details = Details { cluster, databases }.to_map()?;
-        Ok(SourceSummary { mode: Some("logical".into()), server: Some(server), position: None, fingerprint, details })
+        Ok(SourceSummary { mode: Some("logical".into()), server: Some(product), position: None, fingerprint, details })
     }
 
     /// The databases to save, and what to tell about the others.
@@ -113,9 +124,9 @@ impl Logical {
                 let database = listed.iter().find(|database| database.name == *name);
                 let database = database.ok_or_else(|| unknown(name, listed))?;
                 if !database.allows_connections {
-                    let message = format!("the database `{name}` does not allow connections");
+                    let message = format!("the database `{}` does not allow connections", shown(name));
                     return Err(Error::new(ErrorKind::PermissionDenied, message)
-                        .hint(format!("{} ALLOW_CONNECTIONS true", catalog::alter_database(name))));
+                        .hint(format!("{} ALLOW_CONNECTIONS true", shown(&catalog::alter_database(name)))));
                 }
                 selection.chosen.push(name.clone());
             }
@@ -126,7 +137,9 @@ impl Logical {
         }
         for name in &self.settings.exclude {
             if !listed.iter().any(|database| database.name == *name) {
-                selection.warnings.push(format!("the plan excludes the database `{name}`, which does not exist"));
+                selection
+                    .warnings
+                    .push(format!("the plan excludes the database `{}`, which does not exist", shown(name)));
             }
         }
         selection.chosen.retain(|name| !self.settings.exclude.contains(name));
@@ -141,8 +154,8 @@ impl Logical {
                 selection.warnings.push(format!(
                     "the database `{}` was made with another version of its collation than the system's {version}: its \
                      text indexes may be wrong; REINDEX it, then `{} REFRESH COLLATION VERSION`",
-                    database.name,
-                    catalog::alter_database(&database.name)
+                    shown(&database.name),
+                    shown(&catalog::alter_database(&database.name))
                 ));
             }
         }
@@ -164,7 +177,11 @@ impl Selection {
         if exclude.contains(name) || (built_in && database.template) {
             return;
         }
-        if database.connection_limit == INVALID_LIMIT {
+        let name = &shown(name);
+        if is_leftover(&database.name) {
+            self.warnings
+                .push(format!("the database `{name}` is what an interrupted restore left; it is not saved: drop it"));
+        } else if database.connection_limit == INVALID_LIMIT {
             self.warnings.push(format!("the database `{name}` is half dropped; it is not saved: drop it"));
         } else if !database.allows_connections {
             self.warnings.push(format!("the database `{name}` does not allow connections; it is not saved"));
@@ -173,14 +190,14 @@ impl Selection {
                 "the database `{name}` is a template; it is not saved, unless the plan names it under `databases`"
             ));
         } else {
-            self.chosen.push(name.clone());
+            self.chosen.push(database.name.clone());
         }
     }
 }
 
 fn unknown(name: &str, listed: &[ListedDatabase]) -> Error {
-    let names: Vec<&str> = listed.iter().map(|database| database.name.as_str()).collect();
-    Error::new(ErrorKind::NotFound, format!("there is no database `{name}`"))
+    let names: Vec<String> = listed.iter().map(|database| shown(&database.name)).collect();
+    Error::new(ErrorKind::NotFound, format!("there is no database `{}`", shown(name)))
         .hint(format!("the server has: {}", names.join(", ")))
 }
 
@@ -232,7 +249,7 @@ async fn check_privileges(server: &Server, facts: &ServerFacts, tools: &Tools, c
                 let user = &server.endpoint.user;
                 return Err(Error::new(
                     ErrorKind::PermissionDenied,
-                    format!("the role `{user}` may not read {table} in the database `{name}`"),
+                    format!("the role `{user}` may not read {} in the database `{}`", shown(&table), shown(name)),
                 )
                 .hint(format!("GRANT pg_read_all_data TO {user};")));
             }

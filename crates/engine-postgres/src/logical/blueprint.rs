@@ -11,10 +11,12 @@ use backup_core::error::{Error, ErrorKind, Result};
 use super::catalog::{self, Connected, missing};
 use super::details::{DatabaseDetails, Details};
 use super::globals::GlobalsFilter;
+use super::subscriptions;
 use crate::handover::test;
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::sql::{ident, literal};
+use crate::text::shown;
 use crate::tools::PgVersion;
 
 /// What databases are called while they are loaded.
@@ -48,6 +50,14 @@ pub(crate) struct Item {
     /// The name that it gets.
     pub(crate) name: String,
     pub(crate) standing: Standing,
+    /// Whether the original may live on beside it.
+    pub(crate) is_copy: bool,
+}
+
+/// Whether a database is what an interrupted restore left behind: a prefix, and the twelve digits that follow it.
+pub(crate) fn is_leftover(name: &str) -> bool {
+    let number = name.strip_prefix(LOADING_PREFIX).or_else(|| name.strip_prefix(REPLACED_PREFIX));
+    number.is_some_and(|number| number.len() == 12 && number.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// See the module.
@@ -70,6 +80,10 @@ pub(crate) async fn draw(
     purpose: Purpose,
 ) -> Result<Blueprint> {
     let mut blueprint = Blueprint { items: chosen(details, target)?, ..Blueprint::default() };
+    for item in &mut blueprint.items {
+        item.is_copy = target.rename.is_some() || purpose == Purpose::Drill;
+        blueprint.warnings.extend(subscriptions::plan(&item.details, item.is_copy));
+    }
     check_versions(connected, details)?;
     check_role(server, connected, target)?;
     check_standing(server, connected, target, &mut blueprint).await?;
@@ -84,7 +98,7 @@ pub(crate) async fn draw(
     }
     let left = format!("SELECT datname AS name FROM pg_database WHERE datname LIKE {}", literal("stackward\\_re%\\_%"));
     for name in catalog::names(&mut connected.session, &left).await? {
-        if name.starts_with(LOADING_PREFIX) || name.starts_with(REPLACED_PREFIX) {
+        if is_leftover(&name) {
             blueprint.warnings.push(format!("an interrupted restore left the database `{name}` behind; drop it"));
         }
     }
@@ -97,12 +111,13 @@ pub(crate) fn chosen(details: &Details, target: &RestoreTarget) -> Result<Vec<It
         details: details.clone(),
         name: details.name.clone(),
         standing: Standing::Nothing,
+        is_copy: false,
     };
     let mut items = Vec::new();
     for name in &target.select {
         let database = details.database(name).ok_or_else(|| {
-            let names: Vec<&str> = details.databases.iter().map(|database| database.name.as_str()).collect();
-            Error::new(ErrorKind::NotFound, format!("the backup has no database `{name}`"))
+            let names: Vec<String> = details.databases.iter().map(|database| shown(&database.name)).collect();
+            Error::new(ErrorKind::NotFound, format!("the backup has no database `{}`", shown(name)))
                 .hint(format!("it has: {}", names.join(", ")))
         })?;
         if !items.iter().any(|item: &Item| item.name == *name) {
@@ -177,7 +192,7 @@ async fn check_standing(
         }
         item.standing = Standing::Replaced;
         if target.existing == Existing::Refuse && !is_unused(server, connected, &item.name).await? {
-            taken.push(format!("`{}`", item.name));
+            taken.push(format!("`{}`", shown(&item.name)));
             continue;
         }
         let name = literal(&item.name);
@@ -187,13 +202,17 @@ async fn check_standing(
              WHERE d.datname = {name}"
         );
         if let Some(user) = catalog::names(&mut connected.session, &users).await?.pop() {
-            let message = format!("{user} uses the database `{}`, which therefore cannot be replaced", item.name);
-            return Err(Error::new(ErrorKind::Busy, message).hint("drop it first"));
+            let (user, name) = (shown(&user), shown(&item.name));
+            let message = format!("{user} uses the database `{name}`, which therefore cannot be replaced");
+            return Err(Error::new(ErrorKind::Busy, message).hint(
+                "drop it first; `ALTER SUBSCRIPTION … DISABLE` and `… SET (slot_name = NONE)` before that keep a subscription's \
+                 slot on the publisher",
+            ));
         }
         if target.existing == Existing::Replace {
             blueprint.warnings.push(format!(
                 "the database `{}` will be replaced when its successor is complete; its connections will be ended then",
-                item.name
+                shown(&item.name)
             ));
         }
     }
@@ -203,7 +222,7 @@ async fn check_standing(
     let what = if taken.len() == 1 { "the database" } else { "the databases" };
     let verb = if taken.len() == 1 { "exists" } else { "exist" };
     Err(Error::new(ErrorKind::AlreadyExists, format!("{what} {} {verb} already", taken.join(", ")))
-        .hint("`--force` replaces what exists, once the restored copy is complete; `--as NAME` restores beside it"))
+        .hint("`--force` replaces what exists, once the restored copy is complete; `--rename NAME` restores one database beside it"))
 }
 
 async fn is_unused(server: &Server, connected: &Connected, name: &str) -> Result<bool> {
@@ -228,10 +247,17 @@ async fn check_extensions(connected: &mut Connected, blueprint: &mut Blueprint) 
     for item in &blueprint.items {
         for extension in &item.details.extensions {
             match available.iter().find(|candidate| candidate.name == extension.name) {
-                None => drop(missing.insert(format!("`{}` (database `{}`)", extension.name, item.details.name))),
+                None => drop(missing.insert(format!(
+                    "`{}` (database `{}`)",
+                    shown(&extension.name),
+                    shown(&item.details.name)
+                ))),
                 Some(found) if found.version != extension.version => blueprint.warnings.push(format!(
                     "the extension `{}` of `{}` was saved with version {}; the server has {}",
-                    extension.name, item.details.name, extension.version, found.version
+                    shown(&extension.name),
+                    shown(&item.details.name),
+                    extension.version,
+                    found.version
                 )),
                 Some(_) => {}
             }
@@ -260,8 +286,8 @@ async fn check_roles(connected: &mut Connected, blueprint: &Blueprint) -> Result
     if missing.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> = missing.iter().map(|name| format!("`{name}`")).collect();
-    let create: Vec<String> = missing.iter().map(|name| format!("CREATE ROLE {};", ident(name))).collect();
+    let list: Vec<String> = missing.iter().map(|name| format!("`{}`", shown(name))).collect();
+    let create: Vec<String> = missing.iter().map(|name| format!("CREATE ROLE {};", shown(&ident(name)))).collect();
     Err(Error::new(ErrorKind::NotFound, format!("the server does not have the role {}", list.join(", ")))
         .hint(format!("create it ({}), or restore the whole cluster, which brings its roles", create.join(" "))))
 }
@@ -275,10 +301,10 @@ async fn check_owners(server: &Server, connected: &mut Connected, blueprint: &Bl
     let owners: BTreeSet<&str> = blueprint.items.iter().map(|item| item.details.owner.as_str()).collect();
     let Some(owner) = missing(&mut connected.session, member, owners).await?.pop() else { return Ok(()) };
     let user = &server.endpoint.user;
-    let message = format!("`{user}` is no member of the role `{owner}`, which owns a database of the backup");
+    let message = format!("`{user}` is no member of the role `{}`, which owns a database of the backup", shown(&owner));
     Err(Error::new(ErrorKind::PermissionDenied, message).hint(format!(
         "GRANT {} TO {}; or connect as a superuser",
-        ident(&owner),
+        shown(&ident(&owner)),
         ident(user)
     )))
 }
@@ -289,6 +315,7 @@ async fn check_locales(server: &Server, connected: &mut Connected, blueprint: &B
     let used: BTreeSet<String> = catalog::names(&mut connected.session, used).await?.into_iter().collect();
     let has_icu: bool = connected.session.value("EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i')").await?;
     for DatabaseDetails { name, collate, ctype, provider, .. } in blueprint.items.iter().map(|item| &item.details) {
+        let name = shown(name);
         if provider.as_deref() == Some("i") && !has_icu {
             let message = format!("the database `{name}` uses ICU collations, which the server was built without");
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -340,7 +367,8 @@ async fn decide_tablespaces(
             blueprint.warnings.push(format!(
                 "the tablespace `{}` is not on the server, and cannot be created in {}; everything goes to the default \
                  tablespace",
-                tablespace.name, tablespace.location
+                shown(&tablespace.name),
+                shown(&tablespace.location)
             ));
         }
     }

@@ -1,14 +1,19 @@
 //! Questions to the server's catalogues: versions, databases, privileges, roles, extensions.
 //!
-//! Invariant: every query here reads only, and works on all supported versions.
+//! Invariant: every query here reads only, and works on all supported versions. What all databases share (names of databases,
+//! roles, tablespaces) is bytes of no known encoding to the server; it is read in the maintenance session alone, so that one name
+//! is the same text everywhere.
+
+use std::collections::BTreeMap;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use serde::Deserialize;
 
 use super::details::{DatabaseDetails, Extension, Privilege, Setting, Tablespace};
-use crate::psql::Psql;
+use crate::psql::{CLIENT_ENCODING, Psql};
 use crate::server::Server;
 use crate::sql::{ident, literal, literals};
+use crate::text::encode;
 use crate::tools::{OLDEST_MAJOR, PgVersion, ToolBox, Tools};
 
 /// The databases that are asked about the others, in this order.
@@ -31,6 +36,8 @@ pub(crate) struct ServerFacts {
     pub(crate) standby: bool,
     pub(crate) data_checksums: bool,
     pub(crate) prepared_transactions: u64,
+    /// The encoding of the database that is asked about the others.
+    pub(crate) encoding: String,
 }
 
 impl ServerFacts {
@@ -55,6 +62,8 @@ pub(crate) struct ListedDatabase {
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) session: Psql,
+    /// The server, with what further sessions need to know of it.
+    pub(crate) server: Server,
     pub(crate) facts: ServerFacts,
     pub(crate) tools: Tools,
 }
@@ -70,7 +79,28 @@ pub(crate) async fn connect(server: &Server, tools: &ToolBox) -> Result<Connecte
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
     let tools = tools.matching(facts.version()).await?;
-    Ok(Connected { session, facts, tools })
+    let server = server.knowing(facts.version(), facts.superuser).spelling(spellings(&mut session).await?);
+    Ok(Connected { session, server, facts, tools })
+}
+
+/// The bytes of the databases' names, where they are not those of their UTF-8.
+pub(crate) async fn spellings(session: &mut Psql) -> Result<BTreeMap<String, Vec<u8>>> {
+    #[derive(Deserialize)]
+    struct Named {
+        id: String,
+        name: String,
+    }
+    let select = "SELECT oid::text AS id, datname AS name FROM pg_database";
+    let read: Vec<Named> = session.rows(select).await?;
+    if read.iter().all(|database| database.name.is_ascii()) {
+        return Ok(BTreeMap::new());
+    }
+    session.execute("SET client_encoding = 'SQL_ASCII'").await?;
+    let raw: Vec<Named> = session.rows(select).await?;
+    session.execute(CLIENT_ENCODING).await?;
+    let mut raw: BTreeMap<String, String> = raw.into_iter().map(|Named { id, name }| (id, name)).collect();
+    let spelled = read.into_iter().filter_map(|Named { id, name }| Some((name, encode(&raw.remove(&id)?))));
+    Ok(spelled.filter(|(name, bytes)| encode(name) != *bytes).collect())
 }
 
 /// A session in a database that is not `avoid`, to ask about (or to change) the others.
@@ -81,8 +111,9 @@ pub(crate) async fn connect_maintenance(server: &Server, tools: &Tools, avoid: O
     for name in named.into_iter().chain(MAINTENANCE).filter(wanted) {
         match Psql::connect(server, tools, name).await {
             Ok(session) => return Ok(session),
-            // A missing database says nothing about the next one; anything else would fail there, too.
-            Err(error) if error.chain().contains("does not exist") && named != Some(name) => {
+            // A missing database says nothing about the next one; what has a name of its own would fail there, too. Not all
+            // servers speak English, and the first connection cannot know how a name is spelled there.
+            Err(error) if error.kind() == ErrorKind::Tool && (named != Some(name) || !name.is_ascii()) => {
                 first.get_or_insert(error);
             }
             Err(error) => return Err(error),
@@ -104,7 +135,7 @@ pub(crate) async fn facts(session: &mut Psql) -> Result<ServerFacts> {
               WHERE rolname = 'pg_read_all_data' AND pg_has_role(current_user, oid, 'USAGE'))) AS reads_all, \
              has_table_privilege('pg_catalog.pg_authid', 'SELECT') AS reads_passwords, \
              pg_is_in_recovery() AS standby, current_setting('data_checksums') = 'on' AS data_checksums, \
-             (SELECT count(*) FROM pg_prepared_xacts) AS prepared_transactions",
+             (SELECT count(*) FROM pg_prepared_xacts) AS prepared_transactions, getdatabaseencoding() AS encoding",
         )
         .await
 }
@@ -133,16 +164,16 @@ pub(crate) async fn exists(session: &mut Psql, database: &str) -> Result<bool> {
     session.value(&format!("EXISTS (SELECT FROM pg_database WHERE datname = {})", literal(database))).await
 }
 
-/// The part of [`DatabaseDetails`] that the shared catalogues know, without artifact, extensions and publications.
+/// The part of [`DatabaseDetails`] that the shared catalogues know, without extensions and publications. `None`: it is gone.
 pub(crate) async fn describe(
     session: &mut Psql,
     database: &str,
     artifact: &backup_core::ArtifactName,
-) -> Result<DatabaseDetails> {
+) -> Result<Option<DatabaseDetails>> {
     let name = literal(database);
     // `to_jsonb(d)` reads columns that only some versions have.
-    let mut details: DatabaseDetails = session
-        .row(&format!(
+    let found: Vec<DatabaseDetails> = session
+        .rows(&format!(
             "SELECT d.datname AS name, {} AS artifact, r.rolname AS owner, pg_encoding_to_char(d.encoding) AS encoding, \
              d.datcollate AS collate, d.datctype AS ctype, to_jsonb(d)->>'datlocprovider' AS provider, \
              coalesce(to_jsonb(d)->>'datlocale', to_jsonb(d)->>'daticulocale') AS locale, \
@@ -154,6 +185,7 @@ pub(crate) async fn describe(
             literal(artifact.as_str())
         ))
         .await?;
+    let Some(mut details) = found.into_iter().next() else { return Ok(None) };
     let custom: bool =
         session.value(&format!("SELECT datacl IS NOT NULL FROM pg_database WHERE datname = {name}")).await?;
     if custom {
@@ -167,7 +199,13 @@ pub(crate) async fn describe(
         details.privileges = Some(privileges);
     }
     details.settings = settings(session, &name).await?;
-    Ok(details)
+    details.roles = roles(session, &name).await?;
+    let subscriptions = format!(
+        "SELECT subname AS name FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = {name} \
+         ORDER BY 1"
+    );
+    details.subscriptions = names(session, &subscriptions).await?;
+    Ok(Some(details))
 }
 
 async fn settings(session: &mut Psql, name: &str) -> Result<Vec<Setting>> {
@@ -181,19 +219,36 @@ async fn settings(session: &mut Psql, name: &str) -> Result<Vec<Setting>> {
 }
 
 /// Adds what only a session inside the database can tell.
-pub(crate) async fn describe_inside(session: &mut Psql, details: &mut DatabaseDetails) -> Result<()> {
+pub(crate) async fn describe_inside(
+    session: &mut Psql,
+    details: &mut DatabaseDetails,
+    bootstrap: Option<&String>,
+) -> Result<()> {
     details.extensions =
         session.rows::<Extension>("SELECT extname AS name, extversion AS version FROM pg_extension ORDER BY 1").await?;
-    details.roles = roles(session).await?;
     details.publications = names(session, "SELECT pubname AS name FROM pg_publication ORDER BY 1").await?;
-    let subscriptions = "SELECT subname AS name FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
-                         WHERE d.datname = current_database() ORDER BY 1";
-    details.subscriptions = names(session, subscriptions).await?;
+    if let Some(bootstrap) = bootstrap
+        && !details.roles.contains(bootstrap)
+        && has_bootstrap_owned(session).await?
+    {
+        details.roles.push(bootstrap.clone());
+        details.roles.sort();
+    }
     Ok(())
 }
 
-/// The roles that the database and its objects refer to. The bootstrap superuser leaves no trace in `pg_shdepend`.
-async fn roles(session: &mut Psql) -> Result<Vec<String>> {
+/// The roles that the database and its objects refer to, but the one that `initdb` made.
+async fn roles(session: &mut Psql, name: &str) -> Result<Vec<String>> {
+    let select = format!(
+        "SELECT DISTINCT r.rolname AS name FROM pg_roles r WHERE r.oid IN (SELECT d.refobjid FROM pg_shdepend d, \
+         pg_database b WHERE b.datname = {name} AND d.refclassid = 'pg_authid'::regclass AND \
+         (d.dbid = b.oid OR (d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid))) ORDER BY 1"
+    );
+    names(session, &select).await
+}
+
+/// Whether the role that `initdb` made owns something here: that leaves no trace in `pg_shdepend`.
+async fn has_bootstrap_owned(session: &mut Psql) -> Result<bool> {
     let owned: Vec<String> = [
         ("pg_class", "relowner"),
         ("pg_proc", "proowner"),
@@ -208,14 +263,7 @@ async fn roles(session: &mut Psql) -> Result<Vec<String>> {
         format!("EXISTS (SELECT FROM {table} WHERE {owner} = 10 AND {here})")
     })
     .collect();
-    let select = format!(
-        "SELECT DISTINCT r.rolname AS name FROM pg_roles r WHERE r.oid IN (SELECT d.refobjid FROM pg_shdepend d, \
-         pg_database b WHERE b.datname = current_database() AND d.refclassid = 'pg_authid'::regclass AND \
-         (d.dbid = b.oid OR (d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid))) \
-         OR (r.oid = 10 AND ({})) ORDER BY 1",
-        owned.join(" OR ")
-    );
-    names(session, &select).await
+    session.value(&owned.join(" OR ")).await
 }
 
 /// The column `name` of a `SELECT`.

@@ -35,6 +35,8 @@ pub(crate) struct ClusterDetails {
     pub(crate) config_files: Vec<ConfigFile>,
     /// Databases that were dropped while the backup ran.
     pub(crate) vanished: Vec<String>,
+    /// The encoding of the database that was asked about the others: names of roles and databases are bytes in it.
+    pub(crate) encoding: Option<String>,
 }
 
 /// A tablespace besides the two built-in ones.
@@ -143,6 +145,12 @@ impl Details {
             T::deserialize(value).map_err(|source| damaged("do not parse").caused_by(source))
         }
         Ok(Self { cluster: read(record, CLUSTER)?, databases: read(record, DATABASES)? })
+    }
+
+    /// The encoding that a cluster needs so that the names of roles are the same bytes as in the dumps.
+    pub(crate) fn encoding(&self) -> &str {
+        let before = || self.database("postgres").or(self.databases.first()).map(|database| database.encoding.as_str());
+        self.cluster.encoding.as_deref().or_else(before).unwrap_or("UTF8")
     }
 
     /// The saved database of this name.

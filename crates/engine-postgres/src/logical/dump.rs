@@ -1,7 +1,11 @@
 //! Dumps: one database, and the roles and tablespaces of the cluster, each sealed with the status of its process and
 //! with what was seen at the end of its stream.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::evidence::Evidence;
@@ -17,9 +21,11 @@ use super::archive::{ArchiveScan, TRAILER};
 use super::catalog::{self, ServerFacts};
 use super::details::DatabaseDetails;
 use super::fingerprint::{self, Unlogged};
+use super::waiting::{Locked, telling_who_blocks};
 use crate::config::FingerprintMode;
 use crate::psql::Psql;
 use crate::server::Server;
+use crate::text::shown;
 use crate::tools::Tools;
 
 /// The artifact with roles and tablespaces.
@@ -40,6 +46,9 @@ pub(crate) struct Job {
     pub(crate) tools: Tools,
     pub(crate) facts: ServerFacts,
     pub(crate) fingerprint: FingerprintMode,
+    pub(crate) lock_timeout: Option<Duration>,
+    /// What the maintenance session said of the databases.
+    pub(crate) described: BTreeMap<String, DatabaseDetails>,
 }
 
 /// A dumped database.
@@ -56,26 +65,39 @@ pub(crate) fn artifact_of(database: &str) -> Result<ArtifactName> {
 
 /// Dumps one database and counts its rows under one snapshot. `None`: it was dropped before the dump began.
 pub(crate) async fn database(job: &Arc<Job>, name: &str) -> Result<Option<Dumped>> {
-    let mut session = match Psql::connect(&job.server, &job.tools, name).await {
+    let gone = || {
+        let name = shown(name);
+        job.cx.warn(format!("the database `{name}` was dropped while the backup ran; it is not in the snapshot"));
+        Ok(None)
+    };
+    let Some(details) = job.described.get(name) else { return gone() };
+    let session = match Psql::connect(&job.server, &job.tools, name).await {
         Ok(session) => session,
         Err(error) => {
             let mut other = catalog::connect_maintenance(&job.server, &job.tools, Some(name)).await?;
             if catalog::exists(&mut other, name).await? {
                 return Err(error);
             }
-            job.cx.warn(format!("the database `{name}` was dropped while the backup ran; it is not in the snapshot"));
-            return Ok(None);
+            return gone();
         }
     };
-    job.cx.step(format!("dumping the database {name}"));
+    job.cx.step(format!("dumping the database {}", shown(name)));
+    let locked = Locked::default();
+    let work = save(job, session, details.clone(), &locked);
+    let saved = telling_who_blocks(job, name, &locked, work).await;
+    saved.map(Some).map_err(|error| error.with("database", shown(name)))
+}
+
+async fn save(job: &Job, mut session: Psql, mut details: DatabaseDetails, locked: &Locked) -> Result<Dumped> {
     session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let snapshot: String = session.value("pg_export_snapshot()").await?;
-    let artifact = artifact_of(name)?;
-    let mut details = catalog::describe(&mut session, name, &artifact).await?;
-    catalog::describe_inside(&mut session, &mut details).await?;
+    catalog::describe_inside(&mut session, &mut details, job.facts.bootstrap_role.as_ref()).await?;
     let tables = if job.fingerprint == FingerprintMode::Exact {
         let unlogged = if job.facts.standby { Unlogged::Skip } else { Unlogged::Count };
         let tables = fingerprint::list(&mut session, unlogged).await?;
+        if let Some(timeout) = job.lock_timeout {
+            session.execute(&format!("SET LOCAL lock_timeout = {}", timeout.as_millis())).await?;
+        }
         fingerprint::lock(&mut session, &tables).await?;
         Some(tables)
     } else {
@@ -87,25 +109,33 @@ pub(crate) async fn database(job: &Arc<Job>, name: &str) -> Result<Option<Dumped
             None => Ok(Fingerprint::default()),
         }
     };
-    let dump = run_pg_dump(job, &details, &snapshot);
-    let ((), fingerprint) = tokio::try_join!(dump, count).map_err(|error| error.with("database", name))?;
+    let dump = run_pg_dump(job, &details, &snapshot, locked);
+    let ((), fingerprint) = tokio::try_join!(dump, count)?;
     session.close().await?;
-    Ok(Some(Dumped { details, fingerprint }))
+    Ok(Dumped { details, fingerprint })
 }
 
-async fn run_pg_dump(job: &Job, details: &DatabaseDetails, snapshot: &str) -> Result<()> {
+async fn run_pg_dump(job: &Job, details: &DatabaseDetails, snapshot: &str, locked: &Locked) -> Result<()> {
     let mut command = job
         .server
         .command(job.tools.program("pg_dump"))?
         .args(["--format=custom", "--compress=0"])
         .arg(format!("--snapshot={snapshot}"))
         .arg(format!("--encoding={}", details.encoding));
+    if let Some(timeout) = job.lock_timeout {
+        command = command.arg(format!("--lock-wait-timeout={}", timeout.as_millis()));
+    }
     if job.facts.standby {
         command = command.arg("--no-unlogged-table-data");
     }
     let command = command.arg("--dbname").arg(job.server.conninfo(&details.name));
     let mut scan = ArchiveScan::default();
-    let (writer, evidence) = stream(job, command, details.artifact.clone(), TRAILER, |data| scan.push(data)).await?;
+    let watch = |data: &[u8]| {
+        // It writes nothing before it has every lock.
+        locked.set();
+        scan.push(data)
+    };
+    let (writer, evidence) = stream(job, command, details.artifact.clone(), TRAILER, watch).await?;
     scan.finish()?;
     let evidence = if scan.is_understood() { evidence } else { without_trailer(evidence) };
     writer.seal(evidence).await.map(|_| ())
@@ -115,6 +145,9 @@ async fn run_pg_dump(job: &Job, details: &DatabaseDetails, snapshot: &str) -> Re
 pub(crate) async fn globals(job: &Job, database: &str) -> Result<()> {
     job.cx.step("dumping roles and tablespaces");
     let mut command = job.server.command(job.tools.program("pg_dumpall"))?.arg("--globals-only");
+    // In UTF-8, whatever the cluster is in; without a known encoding there is nothing to convert from.
+    let encoding = if job.facts.encoding == "SQL_ASCII" { "SQL_ASCII" } else { "UTF8" };
+    command = command.env("PGCLIENTENCODING", encoding);
     if !job.facts.reads_passwords {
         command = command.arg("--no-role-passwords");
         job.cx.warn(format!(
@@ -122,7 +155,8 @@ pub(crate) async fn globals(job: &Job, database: &str) -> Result<()> {
             job.server.endpoint.user
         ));
     }
-    let command = command.arg("--dbname").arg(job.server.conninfo(database)).arg(format!("--database={database}"));
+    let spelled = OsString::from_vec(job.server.spelled(database));
+    let command = command.arg("--dbname").arg(job.server.conninfo(database)).arg("--database").arg(spelled);
     let mut tail = Vec::new();
     let (writer, evidence) = stream(job, command, ArtifactName::new(GLOBALS)?, GLOBALS_TRAILER, |data| {
         tail.extend_from_slice(&data[data.len().saturating_sub(GLOBALS_TAIL_BYTES)..]);

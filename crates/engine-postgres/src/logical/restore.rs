@@ -6,11 +6,12 @@ use backup_core::error::Result;
 use backup_core::{BackupReader, RunContext};
 
 use super::Logical;
-use super::blueprint::{self, Blueprint, Purpose, Standing};
+use super::blueprint::{self, Blueprint, Item, Purpose, Standing};
 use super::catalog;
 use super::details::{Details, tables_group};
 use super::export;
 use super::load::Loader;
+use crate::text::shown;
 
 #[async_trait]
 impl Restorer for Logical {
@@ -24,7 +25,8 @@ impl Restorer for Logical {
                 (steps.collect(), artifacts, Vec::new())
             } else {
                 let mut connected = catalog::connect(&self.server, &self.tools).await?;
-                let blueprint = blueprint::draw(&self.server, &mut connected, &details, to, Purpose::Live).await?;
+                let server = connected.server.clone();
+                let blueprint = blueprint::draw(&server, &mut connected, &details, to, Purpose::Live).await?;
                 connected.session.close().await?;
                 let artifacts = blueprint.items.iter().map(|item| item.details.artifact.clone()).collect();
                 (steps(&blueprint, &self.server.describe()), artifacts, blueprint.warnings)
@@ -45,17 +47,18 @@ impl Restorer for Logical {
         // Drawn again: the server may have changed since the plan was shown.
         let drawn = cx.unless_cancelled(async {
             let mut connected = catalog::connect(&self.server, &self.tools).await?;
-            let blueprint =
-                blueprint::draw(&self.server, &mut connected, &details, &plan.target, Purpose::Live).await?;
+            let server = connected.server.clone();
+            let blueprint = blueprint::draw(&server, &mut connected, &details, &plan.target, Purpose::Live).await?;
             Ok((connected, blueprint))
         });
         let (connected, blueprint) = drawn.await?;
-        let (server, jobs) = (&self.server, self.settings.jobs);
+        let (server, jobs) = (&connected.server, self.settings.jobs);
         let loader = Loader { cx, server, connected: &connected, from, jobs, blueprint: &blueprint };
-        let warnings = loader.run().await?;
-        let mut report = report(from, &blueprint);
+        let outcome = loader.run().await?;
+        let mut report = report(from, &outcome.items);
         report.warnings.extend(blueprint.warnings);
-        report.warnings.extend(warnings);
+        report.warnings.extend(outcome.warnings);
+        report.lacking.extend(outcome.lacking);
         if blueprint.globals.is_some() && !details.cluster.config_files.is_empty() {
             report
                 .warnings
@@ -65,11 +68,11 @@ impl Restorer for Logical {
     }
 }
 
-/// What a restore of `blueprint` wrote.
-pub(crate) fn report(from: &BackupReader, blueprint: &Blueprint) -> RestoreReport {
+/// What a restore of `items` wrote.
+pub(crate) fn report(from: &BackupReader, items: &[Item]) -> RestoreReport {
     let mut report = RestoreReport::default();
-    for item in &blueprint.items {
-        report.restored.push(format!("database {}", item.name));
+    for item in items {
+        report.restored.push(format!("database {}", shown(&item.name)));
         report.bytes += from.record().artifact(&item.details.artifact).map_or(0, |artifact| artifact.bytes);
         report.items += from.record().fingerprint.total(&tables_group(&item.details.name));
     }
@@ -82,12 +85,12 @@ fn steps(blueprint: &Blueprint, server: &str) -> Vec<String> {
         steps.push(format!("create the roles and tablespaces that {server} does not have, and set their attributes"));
     }
     for item in &blueprint.items {
-        steps.push(format!("load the database `{}` under a temporary name", item.details.name));
+        steps.push(format!("load the database `{}` under a temporary name", shown(&item.details.name)));
     }
     for item in &blueprint.items {
         steps.push(match item.standing {
-            Standing::Nothing => format!("name it `{}`", item.name),
-            Standing::Replaced => format!("put it in the place of `{}`, and drop the old one", item.name),
+            Standing::Nothing => format!("name it `{}`", shown(&item.name)),
+            Standing::Replaced => format!("put it in the place of `{}`, and drop the old one", shown(&item.name)),
         });
     }
     steps

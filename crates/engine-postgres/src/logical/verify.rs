@@ -3,6 +3,8 @@
 //!
 //! Invariant: damage is a finding; an error means that it could not be looked at.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use async_trait::async_trait;
 use backup_core::engine::{Finding, Verifier, VerifyReport};
 use backup_core::error::{Error, ErrorKind, Result};
@@ -17,6 +19,7 @@ use crate::feed::feed;
 use crate::physical::is_memo;
 use crate::server::Server;
 use crate::sql::readable;
+use crate::text::{masked, shown};
 use crate::tools::{PgVersion, Tools};
 
 #[async_trait]
@@ -44,7 +47,8 @@ impl Verifier for Logical {
             }
             for database in &details.databases {
                 if from.record().artifact(&database.artifact).is_none() {
-                    let missing = Err(Error::new(ErrorKind::Damaged, format!("`{}` has no dump", database.name)));
+                    let missing =
+                        Err(Error::new(ErrorKind::Damaged, format!("`{}` has no dump", shown(&database.name))));
                     found::<()>(missing, from, database.artifact.as_str(), &mut report)?;
                 }
             }
@@ -92,16 +96,36 @@ async fn dump(
     if !scan.is_understood() {
         return Ok("read to its end, every block decoded by pg_restore".to_owned());
     }
-    let listed: std::collections::BTreeSet<String> =
-        scan.tables().iter().map(|(schema, table)| readable(schema, table)).collect();
+    let listed: BTreeSet<String> = scan.tables().iter().map(|(schema, table)| readable(schema, table)).collect();
     let counted = from.record().fingerprint.0.get(&tables_group(&database.name));
-    for table in counted.into_iter().flat_map(std::collections::BTreeMap::keys) {
-        if !listed.contains(table) {
-            let message = format!("the data of the table {table}, whose rows were counted, is not in the dump");
-            return Err(Error::new(ErrorKind::Damaged, message));
-        }
+    let counted: BTreeSet<String> = counted.into_iter().flat_map(BTreeMap::keys).cloned().collect();
+    if let Some(table) = lost(&counted, &listed, &database.encoding) {
+        let message = format!("the data of the table {}, whose rows were counted, is not in the dump", shown(&table));
+        return Err(Error::new(ErrorKind::Damaged, message));
     }
     Ok(format!("read to its end, every block decoded by pg_restore, {} tables listed", listed.len()))
+}
+
+/// A table that was `counted`, and is not `listed`. Names were counted as text; a dump has them in its own encoding. Where that
+/// is another than UTF-8, all names of one outline (what is not ASCII is left open) are compared by their number.
+fn lost(counted: &BTreeSet<String>, listed: &BTreeSet<String>, encoding: &str) -> Option<String> {
+    if matches!(encoding, "UTF8" | "SQL_ASCII") {
+        return counted.difference(listed).next().cloned();
+    }
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for name in listed {
+        *left.entry(masked(name)).or_default() += 1;
+    }
+    counted
+        .iter()
+        .find(|name| match left.get_mut(&masked(name)) {
+            Some(count @ 1..) => {
+                *count -= 1;
+                false
+            }
+            _ => true,
+        })
+        .cloned()
 }
 
 async fn globals(from: &BackupReader) -> Result<String> {
@@ -125,4 +149,28 @@ async fn plain(from: &BackupReader, name: &ArtifactName) -> Result<String> {
     let mut reader = from.stream(name).await?;
     while reader.next().await?.is_some() {}
     Ok("read to its end".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::decode;
+
+    #[test]
+    fn a_lost_table_is_found_in_every_encoding() {
+        let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| readable("public", name)).collect() };
+        let latin1 = decode(b"gr\xf6\xdfe");
+        let cases = [
+            ("UTF8", set(&["größe"]), set(&["größe"]), false),
+            ("UTF8", set(&["größe"]), set(&["gröse"]), true),
+            ("LATIN1", set(&["größe", "t"]), set(&[&latin1, "t"]), false),
+            ("LATIN1", set(&["größe", "gröse"]), set(&[&latin1]), true),
+            ("EUC_JP", set(&["表"]), set(&[&decode(b"\xc9\xbd"), "other"]), false),
+            ("EUC_JP", set(&["t"]), set(&["other"]), true),
+            ("SQL_ASCII", set(&[&decode(b"\xff")]), set(&[&decode(b"\xfe")]), true),
+        ];
+        for (encoding, counted, listed, is_lost) in cases {
+            assert_eq!(lost(&counted, &listed, encoding).is_some(), is_lost, "{encoding}: {counted:?}");
+        }
+    }
 }

@@ -18,26 +18,29 @@ use super::owner::{Owner, write_private};
 use super::place::{Placing, finish, place};
 use super::spaces::refuse_old;
 use super::{Physical, PhysicalDetails, standing};
-use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge};
+use crate::logical::{Unlogged, amcheck, beginning, count_rows, list_tables, merge, spellings};
 use crate::psql::Psql;
 use crate::recovery::{Blanks, Copy, State, Supply, Way, hand_over, prepare};
 use crate::scratch::{Scratch, Site};
+use crate::text::shown;
 use crate::tools::{PgVersion, Tools};
 
 /// Who may connect. What follows is read, too: a line that stops a server stops this one.
 const HBA: &str = "pg_hba.conf";
 const LET_IN: &str = "local all all trust\n";
 /// What makes a server quick, and cannot make one start that would not.
-const QUICK: [&str; 6] = [
+const QUICK: [&str; 5] = [
     "fsync=off",
     "full_page_writes=off",
     "synchronous_commit=off",
-    "max_wal_size=4GB",
     "autovacuum=off",
     // What is wrong with a setting is said at this level.
     "log_min_messages=log",
 ];
 const POLL: Duration = Duration::from_millis(50);
+/// What a server keeps of its log unless told otherwise, and what a scratch server may keep until it makes a checkpoint.
+const LEAST_WAL_MIB: u64 = 80;
+const MOST_WAL_MIB: u64 = 4096;
 
 impl Physical {
     /// Restores, recovers along `way`, and asks. What does not restore is a finding.
@@ -160,7 +163,9 @@ impl Physical {
         let superuser: Option<String> = session.value("(SELECT rolname FROM pg_roles WHERE oid = 10)").await?;
         session.close().await?;
         scratch.server.endpoint.user = superuser.unwrap_or_default();
+        scratch.server = scratch.server.knowing(tools.version, true);
         let mut session = Psql::connect(&scratch.server, tools, "template1").await?;
+        scratch.server = scratch.server.spelling(spellings(&mut session).await?);
         let select = "SELECT datname AS name FROM pg_database WHERE datallowconn ORDER BY 1";
         let databases = crate::logical::names(&mut session, select).await?;
         session.close().await?;
@@ -188,7 +193,7 @@ impl Physical {
     ) -> Result<()> {
         let (mut tables, mut rows) = (0, 0);
         for database in databases {
-            cx.step(format!("counting the rows of the database {database}"));
+            cx.step(format!("counting the rows of the database {}", shown(database)));
             let mut session = Psql::connect(&scratch.server, tools, database).await?;
             let listed = list_tables(&mut session, Unlogged::Skip).await?;
             let counted = count_rows(cx, &mut session, &listed).await?;
@@ -214,11 +219,15 @@ fn tell_of_other_counts(saved: &Fingerprint, drill: &mut DrillReport) {
 
 fn settings(details: &PhysicalDetails) -> Vec<String> {
     let mut settings: Vec<String> = QUICK.map(str::to_owned).to_vec();
-    if PgVersion(details.version_number).major() >= 17 {
-        // A trigger of a login would act when we ask.
-        settings.push("event_triggers=off".to_owned());
-    }
+    settings.extend(room(details.wal_segment_size));
     settings
+}
+
+/// A server does not start with less room than two segments of its log; its defaults are for small ones.
+fn room(segment_bytes: u64) -> [String; 2] {
+    let four = (segment_bytes >> 20).saturating_mul(4);
+    [("min_wal_size", LEAST_WAL_MIB), ("max_wal_size", MOST_WAL_MIB)]
+        .map(|(name, least)| format!("{name}={}MB", least.max(four)))
 }
 
 /// Waits until the recovery has ended.
@@ -264,4 +273,16 @@ async fn page_checksums(
         _ => drill.findings.push(format!("pg_checksums: {}", process.stderr_tail().trim())),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_segments_of_every_size() {
+        for (mib, least, most) in [(1, 80, 4096), (16, 80, 4096), (64, 256, 4096), (1024, 4096, 4096)] {
+            assert_eq!(room(mib << 20), [format!("min_wal_size={least}MB"), format!("max_wal_size={most}MB")], "{mib}");
+        }
+    }
 }

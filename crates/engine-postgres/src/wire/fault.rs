@@ -20,6 +20,8 @@ pub(crate) struct ServerError {
     pub(crate) message: String,
     pub(crate) detail: Option<String>,
     pub(crate) hint: Option<String>,
+    /// The file of the server's source that reports it: not translated, and tells apart what shares one SQLSTATE.
+    pub(crate) file: String,
 }
 
 impl ServerError {
@@ -40,6 +42,7 @@ impl ServerError {
                 b'M' => error.message = text,
                 b'D' => error.detail = Some(text),
                 b'H' => error.hint = Some(text),
+                b'F' => error.file = text,
                 _ => {}
             }
         }
@@ -69,6 +72,17 @@ impl ServerError {
         match self.code.as_str() {
             "28P01" => (ErrorKind::PermissionDenied, say("check the `password` of the role `{user}` in the plan")),
             "28000" => (ErrorKind::PermissionDenied, Some(self.entrance(user))),
+            // What the operating system refuses the server, and what the server refuses the role.
+            "42501" if self.is_about_files() => (
+                ErrorKind::PermissionDenied,
+                say(
+                    "the server itself cannot read that file: give it back to the server's system user (`chown`, `chmod`)",
+                ),
+            ),
+            "42501" if self.file == "aclchk.c" => (
+                ErrorKind::PermissionDenied,
+                say("the role `{user}` lacks a privilege (`stackward init` writes all that it needs into a new plan)"),
+            ),
             "42501" => (
                 ErrorKind::PermissionDenied,
                 say(
@@ -89,7 +103,18 @@ impl ServerError {
             "53100" => (ErrorKind::NoSpace, say("free space on the server")),
             "55006" => (ErrorKind::Busy, None),
             "57014" => (ErrorKind::Interrupted, None),
-            "57P01" | "57P02" | "57P03" | "57P05" | "08006" | "08000" | "08003" => {
+            "57P05" | "25P03" | "25P04" => (
+                ErrorKind::Unreachable,
+                say("a time-out of the server ended the session: `ALTER ROLE {user} SET …` gives the role its own \
+                     `idle_session_timeout`, `idle_in_transaction_session_timeout` and `transaction_timeout`"),
+            ),
+            // A conflict with recovery, whatever the language: a standby reports it from here.
+            "40001" | "57P04" => (
+                ErrorKind::Busy,
+                say("the standby had to replay what the session still needed: set `hot_standby_feedback = on`, raise \
+                     `max_standby_streaming_delay`, or save the primary"),
+            ),
+            "57P01" | "57P02" | "57P03" | "08006" | "08000" | "08003" => {
                 (ErrorKind::Unreachable, say("is the server running? its log says why it ended the session"))
             }
             "58P01" => (ErrorKind::NotFound, None),
@@ -100,6 +125,16 @@ impl ServerError {
             "0A000" | "42601" | "55000" => (ErrorKind::Unsupported, None),
             _ => (ErrorKind::Tool, None),
         }
+    }
+
+    /// Whether it comes from where the server reads files, or quotes what the operating system says.
+    fn is_about_files(&self) -> bool {
+        self.message.contains("Permission denied")
+            || ["basebackup", "fd.c", "copydir", "genfile", "xlogutils", "walsender"]
+                .iter()
+                .any(|part| self.file.starts_with(part))
+                && self.severity == "ERROR"
+                && self.message.contains('/')
     }
 
     /// The remedy when the server does not let us in: one SQLSTATE for all reasons.
@@ -168,6 +203,14 @@ mod tests {
             ("28000", hba, ErrorKind::PermissionDenied, "local replication backup"),
             ("28000", "role \"backup\" does not exist", ErrorKind::PermissionDenied, "create the role"),
             ("42501", "must be superuser", ErrorKind::PermissionDenied, "ALTER ROLE backup REPLICATION"),
+            ("42501", "could not open file \"base/5/16400\": Permission denied", ErrorKind::PermissionDenied, "chown"),
+            (
+                "57P05",
+                "terminating connection due to idle-session timeout",
+                ErrorKind::Unreachable,
+                "idle_session_timeout",
+            ),
+            ("40001", "canceling statement due to conflict with recovery", ErrorKind::Busy, "hot_standby_feedback"),
             ("53300", "too many", ErrorKind::Busy, "max_wal_senders"),
             ("53400", "all replication slots are in use", ErrorKind::Busy, "max_replication_slots"),
             ("57P01", "terminating connection", ErrorKind::Unreachable, "running"),
@@ -179,6 +222,21 @@ mod tests {
             assert!(error.remedy().unwrap().contains(remedy), "{error:?}");
             assert_eq!(error.chain(), format!("cannot do it: ERROR {code}: {message} (more)"));
             assert_eq!(server_error(&error).unwrap().code, code);
+        }
+    }
+
+    #[test]
+    fn the_source_file_tells_apart_what_shares_a_code() {
+        let cases = [
+            ("aclchk.c", "ERROR", "keine Berechtigung für Funktion pg_read_file", "lacks a privilege"),
+            ("basebackup.c", "ERROR", "konnte Datei »./base/5/16400« nicht öffnen: Keine Berechtigung", "chown"),
+            ("postinit.c", "FATAL", "must be superuser or replication role to start walsender", "REPLICATION"),
+        ];
+        for (file, severity, message, remedy) in cases {
+            let fields = format!("V{severity}\0C42501\0M{message}\0F{file}\0\0");
+            let frame = Frame { tag: b'E', body: Bytes::from(fields) };
+            let error = ServerError::parse(&frame).unwrap().into_error("cannot do it", "backup");
+            assert!(error.remedy().unwrap().contains(remedy), "{file}: {error:?}");
         }
     }
 

@@ -101,3 +101,13 @@ async fn a_scratch_folder_that_the_server_cannot_enter_is_an_error_with_a_remedy
     }
     assert!(is_empty(&scratch));
 }
+
+#[tokio::test]
+async fn a_cluster_with_large_segments_is_drilled_in_both_modes() {
+    let server = PrivatePostgres::with_initdb(&["--wal-segsize=64"], &[]);
+    server.sql("postgres", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id");
+    let engine = engine(&server, "modes: [logical, physical]");
+    let saved = back_up(&engine).await.unwrap();
+    let report = drill(&engine, &saved.reader().await).await;
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
