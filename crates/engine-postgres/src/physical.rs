@@ -29,9 +29,11 @@ mod suspects;
 mod tar;
 mod verify;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use backup_core::host::Host;
+use backup_core::manifest::SourceRecord;
 
 use crate::config::Settings;
 use crate::server::Server;
@@ -57,5 +59,13 @@ impl Physical {
         let tools = ToolBox::new(Arc::clone(&host), settings.bin.clone());
         let server = Server::of(&settings, host);
         Self { settings, server, tools }
+    }
+
+    /// The data directory and the tablespaces: as the plan names them, or else as they were saved.
+    pub(crate) fn places(&self, saved: Option<&SourceRecord>) -> Vec<PathBuf> {
+        let details = saved.and_then(|record| PhysicalDetails::of(record).ok().flatten());
+        let (data, tablespaces) = details.map(|known| (known.data_directory, known.tablespaces)).unwrap_or_default();
+        let data = self.settings.data.clone().or(data.map(PathBuf::from));
+        data.into_iter().chain(tablespaces.into_iter().map(|each| PathBuf::from(each.location))).collect()
     }
 }

@@ -8,6 +8,7 @@ pub mod fuzzing;
 pub mod keys;
 mod location;
 mod ordered;
+mod places;
 mod repository;
 mod summaries;
 
@@ -21,6 +22,7 @@ use backup_core::sink::Sink;
 
 pub use directory::Directory;
 pub use keys::Unlock;
+pub use places::local_places;
 pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
 

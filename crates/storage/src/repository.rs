@@ -32,6 +32,7 @@ mod stream;
 mod tree;
 mod write;
 
+pub(crate) use config::default_state;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -109,7 +109,7 @@ impl Physical {
             self.tools.server(PgVersion(details.version_number)).await?;
         }
         let mut plan =
-            RestorePlan { steps: steps(&place, details, to), bytes, target: to.clone(), warnings: damage(details) };
+            RestorePlan { steps: steps(&place, details, to), bytes, target: to.clone(), warnings: damage(details), changes: None };
         plan.steps.extend(way.map(Way::describe));
         if to.afterwards == Afterwards::Start {
             plan.steps.push("start the server, and wait until it has recovered".to_owned());

@@ -269,7 +269,7 @@ pub(super) fn writer_id(secret: &Key) -> String {
 }
 
 /// The folder for writer keys when the plan names none.
-pub(super) fn default_state() -> PathBuf {
+pub(crate) fn default_state() -> PathBuf {
     if let Some(folder) = std::env::var_os("STACKWARD_STATE") {
         return PathBuf::from(folder);
     }
