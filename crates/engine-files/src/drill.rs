@@ -58,7 +58,9 @@ async fn run(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<Dril
     let place =
         RestoreTarget { place: Place::Folder(target.clone()), existing: Existing::Refuse, ..RestoreTarget::default() };
     let (started, rules) = (Instant::now(), Arc::new(Rules::default()));
-    let restored = async { restore::restore(cx, from, &[], &rules, restore::plan(cx, from, &[], &rules, &place).await?).await }.await;
+    let restored =
+        async { restore::restore(cx, from, &[], &rules, restore::plan(cx, from, &[], &rules, &place).await?).await }
+            .await;
     let restored = match restored {
         Ok(restored) => restored,
         Err(error) if is_damage(&error) => {

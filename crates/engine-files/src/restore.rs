@@ -145,8 +145,7 @@ pub(crate) async fn plan(
     let mut bytes = record.map(|record| record.bytes).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("`{}` has no tree in {}", from.source(), from.manifest().id))
     })?;
-    let mut plan =
-        RestorePlan { steps: Vec::new(), bytes, target: to.clone(), warnings: Vec::new(), changes: None };
+    let mut plan = RestorePlan { steps: Vec::new(), bytes, target: to.clone(), warnings: Vec::new(), changes: None };
     let stop = cx.cancellation().child_token();
     let _guard = stop.clone().drop_guard();
     let mut asked = Asked::new(cx.clone().cancelled_by(stop), from, paths, rules, to)?;
@@ -173,7 +172,8 @@ pub(crate) async fn plan(
         plan.warnings.extend(unit.warnings(bytes)?);
     }
     if to.unknown == Unknown::Delete && !from.record().details.contains_key(RULES) {
-        let text = "the snapshot does not say what was left out of it: the rules of today's plan decide what is removed";
+        let text =
+            "the snapshot does not say what was left out of it: the rules of today's plan decide what is removed";
         plan.warnings.push(text.to_owned());
     }
     if !rustix::process::geteuid().is_root() {

@@ -81,7 +81,8 @@ impl Redis {
         let details = Details::of(from.record())?;
         let selection = Selection::parse(&to.select)?;
         refuse_at_a_moment(&selection, &to.moment)?;
-        let mut plan = RestorePlan { steps: Vec::new(), bytes: 0, target: to.clone(), warnings: Vec::new(), changes: None };
+        let mut plan =
+            RestorePlan { steps: Vec::new(), bytes: 0, target: to.clone(), warnings: Vec::new(), changes: None };
         if let Place::Folder(folder) = &to.place {
             plan_folder(from, to, &selection, folder, &mut plan)?;
             return Ok(plan);

@@ -20,7 +20,7 @@ use crate::args::{RestoreArgs, SnapshotName};
 use crate::exit::Exit;
 use crate::output;
 use crate::session::Session;
-use crate::stack::{Access, Part, Stack, choose_for, neighbours, outer_first};
+use crate::stack::{Access, Part, Stack, choose_for, left_out, neighbours, outer_first};
 
 /// The engine whose logs have branches.
 const WITH_TIMELINES: &str = "postgres";
@@ -33,6 +33,14 @@ pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exi
     let chosen = chosen(session, &stack, sink.as_ref(), args, &parts).await?;
     let target = |part: &Part| target(args, part);
     let planned = plan_all(session, &stack, sink.as_ref(), &chosen, args.timeline.as_ref(), target).await?;
+    for one in &planned {
+        for name in left_out(&stack, one.part, &one.plan.target, &parts) {
+            let source = one.part.name();
+            session.output.note(format!(
+                "{source}: what belongs to `{name}` stays as it is; restore that source, too, to bring it back"
+            ));
+        }
+    }
     if args.dry_run {
         return Ok(show_plans(session, &planned));
     }

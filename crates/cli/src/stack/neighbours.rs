@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use backup_core::engine::{Claim, Neighbour};
+use backup_core::engine::{Claim, Neighbour, Place, RestoreTarget};
 use backup_core::manifest::Manifest;
 use backup_core::{SnapshotId, SourceName};
 
@@ -17,7 +17,7 @@ pub(crate) fn neighbours(stack: &Stack, part: &Part, manifest: &Manifest) -> Vec
         let record = record(manifest, other.name());
         // What the snapshot has of it as a source of its own comes back as such. Otherwise this is the only copy.
         let claim = if record.is_some() { Claim::LeaveAlone } else { Claim::Write };
-        let owner = format!("the source `{}`", other.name());
+        let owner = owner(other.name());
         let places = other.engine.restorer.places(record);
         all.extend(places.into_iter().map(|path| Neighbour { path, owner: owner.clone(), claim }));
     }
@@ -25,6 +25,29 @@ pub(crate) fn neighbours(stack: &Stack, part: &Part, manifest: &Manifest) -> Vec
     let there = places.into_iter().filter(|(path, _)| path.exists());
     all.extend(there.map(|(path, owner)| Neighbour { path, owner: owner.to_owned(), claim: Claim::LeaveAlone }));
     all
+}
+
+/// A source, as the owner of its places.
+fn owner(name: &SourceName) -> String {
+    format!("the source `{name}`")
+}
+
+/// The sources whose places inside `part`'s stay as they are, for they are not restored with it.
+pub(crate) fn left_out<'a>(
+    stack: &'a Stack,
+    part: &Part,
+    target: &RestoreTarget,
+    with: &[&Part],
+) -> Vec<&'a SourceName> {
+    let own = part.engine.restorer.places(None);
+    let is_inside = |path: &Path| own.iter().any(|place| path != place && path.starts_with(place));
+    let names = stack.parts.iter().map(Part::name).filter(|name| with.iter().all(|other| other.name() != *name));
+    let stays = |name: &&SourceName| {
+        let owner = owner(name);
+        let mut places = target.neighbours.iter().filter(|known| known.owner == owner);
+        places.any(|known| known.claim == Claim::LeaveAlone && is_inside(&known.path))
+    };
+    if target.place == Place::Original { names.filter(stays).collect() } else { Vec::new() }
 }
 
 fn record<'a>(manifest: &'a Manifest, name: &SourceName) -> Option<&'a backup_core::manifest::SourceRecord> {

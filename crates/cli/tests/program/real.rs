@@ -211,7 +211,7 @@ fn sources_that_lie_in_one_another_restore_together_and_take_nothing_from_each_o
         let plan = machine.good("restore --source d --force --delete --dry-run");
         assert!(plan.contains("d/new") && !plan.contains("d/in/new"), "{plan}");
         assert!(plan.contains("the source `db`"), "{plan}");
-        let json = machine.json("restore --source d --force --delete --dry-run --json");
+        let json = machine.json("restore --source d --force --delete --dry-run");
         assert_eq!(json["sources"][0]["changes"]["removed"]["count"], 1, "{json}");
         assert_eq!(read("d/new"), "mine", "a dry run changes nothing");
         machine.good("restore --source d --force --delete");

@@ -19,10 +19,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
+use super::Asked;
 use super::apply::{Applier, Shortfall};
 use super::content::{ContentWriter, Job};
 use super::links::Orphans;
-use super::Asked;
 use super::place::Ancestors;
 use super::spool::Spool;
 use super::staging::{NEW, Staging};

@@ -82,7 +82,9 @@ impl Location {
 pub(crate) fn in_the_way(path: &Path) -> Error {
     Error::new(ErrorKind::AlreadyExists, "a link, or something else that is no folder, stands where a folder must be")
         .with("path", path.display())
-        .hint("a restore follows no link below the paths that it restores: move it away, or restore into another folder")
+        .hint(
+            "a restore follows no link below the paths that it restores: move it away, or restore into another folder",
+        )
 }
 
 /// The real path of `path`, as far as it exists.
@@ -139,15 +141,19 @@ pub(crate) fn kind_of(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Fil
     }
 }
 
-/// Whether a file system, or a file of another place, is mounted on `name`.
+/// Whether a file system, or a file of another place, is mounted on `name`; or it is a folder of another device, as a
+/// subvolume of btrfs is: nothing can be renamed into it from here, and nobody expects us to remove it.
 pub(crate) fn is_mounted(parent: BorrowedFd<'_>, name: &OsStr) -> Result<bool, Errno> {
     let statx = rustix::fs::statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
-    if statx.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
-        return Ok(statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    if statx.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
+        && statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+    {
+        return Ok(true);
     }
-    // Kernels before 5.8: another file system than the folder's; bind mounts of the same one are not seen.
+    // Files may be of other devices than their folder without any border between them (overlayfs).
+    let is_folder = FileType::from_raw_mode(u32::from(statx.stx_mode)) == FileType::Directory;
     let above = rustix::fs::fstat(parent)?;
-    Ok(above.st_dev != rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor))
+    Ok(is_folder && above.st_dev != rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor))
 }
 
 /// The names in a folder, sorted.
@@ -187,7 +193,8 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let digits =
+            after.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
         let value = digits.and_then(|digits| std::str::from_utf8(digits).ok());
         match value.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) => {

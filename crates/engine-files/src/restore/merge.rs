@@ -165,9 +165,7 @@ impl<'a> Merger<'a> {
             }
         }
         let unknown = self.asked.target.unknown;
-        if unknown == Unknown::Delete
-            && self.guard.lets_go(putting.unit, to.folder, to.name, path).map_err(broken)?
-        {
+        if unknown == Unknown::Delete && self.guard.lets_go(putting.unit, to.folder, to.name, path).map_err(broken)? {
             return Ok(());
         }
         Err(Some(conflict(&putting.unit.place_of(path), stands, unknown)))
@@ -177,11 +175,15 @@ impl<'a> Merger<'a> {
     pub(crate) fn merge(&mut self, putting: Putting<'_>, path: &TreePath, new: At<'_>, to: At<'_>) -> Result<()> {
         let broken = |errno: Errno| failed(putting.unit, path, errno);
         let top = *path == putting.unit.stored;
-        let (staged, wanted) = self.open(path, new).map_err(broken)?;
+        let (staged, mut wanted) = self.open(path, new).map_err(broken)?;
+        // The label of the staging folder is not one that was saved.
+        wanted.xattrs.retain(|(name, _)| name != b"security.selinux");
         let names = names_in(staged.as_fd()).map_err(broken)?;
         if !top && is_mounted(to.folder, to.name).map_err(broken)? {
             // The snapshot has nothing for it but the mount point itself: what is mounted has attributes of its own.
-            return if names.is_empty() { Ok(()) } else { Err(broken(Errno::XDEV)) };
+            let hint =
+                "it is a subvolume, or was mounted meanwhile: restore it by itself with `--select`, then the rest";
+            return if names.is_empty() { Ok(()) } else { Err(broken(Errno::XDEV).hint(hint)) };
         }
         let (standing, before) = self.open(path, to).map_err(broken)?;
         self.journal.note(putting.number, path, &Step::Changing(Attributes::of(&before)))?;

@@ -114,7 +114,8 @@ fn put(putting: Putting<'_>, reach: &Reach, merger: &mut Merger<'_>, done: &mut 
     let Putting { number, unit, staging } = putting;
     let failed = |errno: Errno| Error::io("cannot put the restore in its place", &unit.destination, errno.into());
     let not_empty = || {
-        Error::new(ErrorKind::AlreadyExists, "the target is not empty any more").with("path", unit.destination.display())
+        Error::new(ErrorKind::AlreadyExists, "the target is not empty any more")
+            .with("path", unit.destination.display())
     };
     let new = At { folder: staging.fd(), name: OsStr::new(NEW) };
     let to = At { folder: reach.folder.as_fd(), name: &reach.name };

@@ -55,8 +55,11 @@ impl Staging {
                 Err(Errno::EXIST) => continue,
                 Err(errno) => return Err(failed(errno)),
             }
-            match open_own(parent.as_fd(), &name) {
-                Ok(fd) => break (name, fd),
+            match open_own(parent.as_fd(), &name).and_then(|fd| Ok((claim(parent.as_fd(), &name, &fd)?, fd))) {
+                Ok((Claimed::Ours, fd)) => break (name, fd),
+                // Another restore took it for a leftover, in the moment before it was locked.
+                Ok((Claimed::Lost, _)) => {}
+                Err(Errno::NOENT) => {}
                 Err(errno) => {
                     let _leftover = rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR);
                     return Err(failed(errno));
@@ -64,15 +67,12 @@ impl Staging {
             }
         };
         let path = path.join(&name);
-        let staging =
-            Self { parent, name, fd, path, begun: Cell::new(false), entry: RefCell::default(), kept: false };
+        let staging = Self { parent, name, fd, path, begun: Cell::new(false), entry: RefCell::default(), kept: false };
         staging.prepare().map_err(failed)?;
         Ok(staging)
     }
 
     fn prepare(&self) -> Result<(), Errno> {
-        // A file system that knows no locks keeps what a killed restore leaves.
-        let _best_effort = rustix::fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive);
         // What the folder above hands down (a default ACL, a group) must not reach what is restored.
         match rustix::fs::fremovexattr(&self.fd, "system.posix_acl_default") {
             Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => {}
@@ -132,6 +132,27 @@ impl Drop for Staging {
             // Nobody is left to tell; the name says whose it is, and the next restore removes it.
             let _leftover = remove_beneath(self.parent.as_fd(), &self.name);
         }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claimed {
+    Ours,
+    Lost,
+}
+
+/// Locks a staging folder that was just made, so that it is not taken for a leftover.
+fn claim(parent: BorrowedFd<'_>, name: &OsStr, fd: &OwnedFd) -> Result<Claimed, Errno> {
+    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Ok(Claimed::Lost),
+        // A file system that knows no locks keeps what a killed restore leaves.
+        Ok(()) | Err(_) => {}
+    }
+    let (own, named) = (rustix::fs::fstat(fd)?, rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW));
+    match named {
+        Ok(named) if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino) => Ok(Claimed::Ours),
+        Ok(_) | Err(Errno::NOENT) => Ok(Claimed::Lost),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -106,9 +106,7 @@ fn leaves_out(rules: &Rules, path: &TreePath, what: What) -> bool {
             })
         })
     };
-    marks
-        || rules.excludes(path, what)
-        || (what == What::Other && !rules.includes(path, what) && !folders())
+    marks || rules.excludes(path, what) || (what == What::Other && !rules.includes(path, what) && !folders())
 }
 
 /// See the module.
@@ -320,7 +318,9 @@ pub(crate) fn conflict(path: &std::path::Path, stands: FileType, unknown: Unknow
     };
     let hint = match unknown {
         Unknown::Keep => "it is not in the snapshot and would be lost: move it away, or add `--delete`",
-        Unknown::Delete => "it is, or holds, what `--delete` spares (a mount, another source, what the plan leaves out): move it away",
+        Unknown::Delete => {
+            "it is, or holds, what `--delete` spares (a mount, another source, what the plan leaves out): move it away"
+        }
     };
     Error::new(ErrorKind::AlreadyExists, message).with("path", path.display()).hint(hint)
 }
@@ -328,7 +328,9 @@ pub(crate) fn conflict(path: &std::path::Path, stands: FileType, unknown: Unknow
 /// Whether what stands there differs from the entry, as far as can be seen without reading it.
 fn changed(entry: &TreeEntry, stat: &Stat) -> bool {
     let other_size = match entry.kind {
-        EntryKind::File { size } => FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || crate::attributes::size(stat) != size,
+        EntryKind::File { size } => {
+            FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || crate::attributes::size(stat) != size
+        }
         _ => false,
     };
     other_size || crate::attributes::modified(stat) != entry.modified

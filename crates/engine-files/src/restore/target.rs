@@ -340,7 +340,8 @@ fn with_mounts(units: Vec<Unit>, to: &RestoreTarget) -> Result<Vec<Unit>> {
             let location = outer.location.join(&rest);
             // What lies under another mount, or is a file, is not a place to restore into; putting it there would fail.
             let found = location.reach().is_ok_and(|reach| {
-                reach.missing.is_empty() && kind_of(reach.folder.as_fd(), &reach.name).ok().flatten() == Some(FileType::Directory)
+                reach.missing.is_empty()
+                    && kind_of(reach.folder.as_fd(), &reach.name).ok().flatten() == Some(FileType::Directory)
             });
             if !found || !outer.takes(&stored) {
                 continue;
@@ -366,9 +367,9 @@ fn check_free(unit: &Unit, to: &RestoreTarget) -> Result<()> {
         return Ok(());
     }
     let occupied = |path: &Path| {
-        Error::new(ErrorKind::AlreadyExists, "the target is not empty")
-            .with("path", path.display())
-            .hint("restore elsewhere, or add --force: it replaces what the snapshot has, and keeps what it does not have")
+        Error::new(ErrorKind::AlreadyExists, "the target is not empty").with("path", path.display()).hint(
+            "restore elsewhere, or add --force: it replaces what the snapshot has, and keeps what it does not have",
+        )
     };
     let reach = unit.reach()?;
     match open_folder(reach.folder.as_fd(), &reach.name) {
@@ -409,9 +410,12 @@ fn standing(reach: &Reach, path: &Path) -> Result<Standing> {
     let Some(kind) = kind_of(folder, name).map_err(broken)? else { return Ok(Standing::Nothing) };
     if is_mounted(folder, name).map_err(broken)? {
         if kind != FileType::Directory {
-            return Err(Error::new(ErrorKind::Unsupported, "the target is a file that is mounted; it cannot be replaced")
-                .with("path", path.display())
-                .hint("unmount it, or restore elsewhere"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the target is a file that is mounted; it cannot be replaced",
+            )
+            .with("path", path.display())
+            .hint("unmount it, or restore elsewhere"));
         }
         return Ok(Standing::MountPoint);
     }

@@ -132,8 +132,15 @@ async fn delete_removes_what_the_plan_would_have_saved_and_nothing_else() {
     assert_eq!(removed, expected);
     assert_eq!(newer, ["deep/er/new", "mixed/new", "sub/new"]);
     saved.restore(&deleting()).await.unwrap();
-    let expected =
-        [".stackignore: *.log\n", "a: saved", "mixed/x.tmp: mine", "sub/b: saved", "sub/socket: -", "sub/x.tmp: mine", "sub/y.log: mine"];
+    let expected = [
+        ".stackignore: *.log\n",
+        "a: saved",
+        "mixed/x.tmp: mine",
+        "sub/b: saved",
+        "sub/socket: -",
+        "sub/x.tmp: mine",
+        "sub/y.log: mine",
+    ];
     assert_eq!(saved.state(), expected);
     assert!(!saved.at("deep").exists());
     assert!(fs::metadata(saved.at("sub")).unwrap().modified().unwrap() <= times, "a folder keeps its saved time");
@@ -172,6 +179,10 @@ async fn delete_is_refused_where_it_cannot_know() {
     let saved = Saved::new("unreadable: skip", &["a"]).await;
     let select = RestoreTarget { select: vec![saved.at("a").display().to_string()], ..deleting() };
     assert_eq!(saved.restore(&select).await.unwrap_err().kind(), ErrorKind::Usage);
+    let details = serde_json::json!({ "roots": ["/d"] });
+    let from = crate::hostile::hand_made_reader(vec![crate::hostile::dir("d")], details).await;
+    let plan = files("paths: [/d]").restorer.plan_restore(&RunContext::new(name()), &from, &deleting()).await.unwrap();
+    assert!(plan.warnings.iter().any(|warning| warning.contains("today's plan")), "{:?}", plan.warnings);
     let details = serde_json::json!({ "roots": ["/d"], "left_out_unreadable": 1 });
     let from = crate::hostile::hand_made_reader(vec![crate::hostile::dir("d")], details).await;
     let error = restore(&files("paths: [/d]"), &from, &deleting()).await.unwrap_err();
@@ -396,7 +407,8 @@ async fn a_mount_below_the_root_stays_and_is_restored_into() {
     assert_eq!((over_empty_mounts, merged, deleted, still_mounted), (Ok(()), Ok(()), Ok(()), true));
     let all = ["a: saved", "mnt/b: saved", "mnt/deep/c: saved", "other/x: saved"];
     assert_eq!(first, all);
-    let mut kept: Vec<&str> = all.into_iter().chain(["fresh/new: mine", "mnt/new: mine", "mnt/deep/new: mine"]).collect();
+    let mut kept: Vec<&str> =
+        all.into_iter().chain(["fresh/new: mine", "mnt/new: mine", "mnt/deep/new: mine"]).collect();
     kept.sort_unstable();
     assert_eq!(third, kept, "never across a mount");
     kept.push("new: mine");

@@ -16,8 +16,8 @@ use backup_core::sink::Sink;
 use backup_core::{BackupReader, PlanName, RunContext, SourceName};
 use backup_testkit::MemorySink;
 
-/// Trees that are tried. Each takes some 20 ms.
-const SEEDS: u64 = 120;
+/// Trees that are tried. Each takes some 50 ms.
+const SEEDS: u64 = 60;
 
 /// Numbers that look random and are the same in every run (xorshift64*).
 struct Dice(u64);
@@ -80,7 +80,8 @@ fn state(root: &Path) -> State {
 /// Changes something somewhere. What does not fit (a folder that is a file now) is left out.
 fn disturb(dice: &mut Dice, root: &Path, outside: &Path, content: &str) {
     let (path, other) = (root.join(dice.path()), root.join(dice.path()));
-    let through_a_link = |path: &Path| path.ancestors().skip(1).take_while(|above| *above != root).any(Path::is_symlink);
+    let through_a_link =
+        |path: &Path| path.ancestors().skip(1).take_while(|above| *above != root).any(Path::is_symlink);
     if through_a_link(&path) || through_a_link(&other) {
         return;
     }
@@ -223,7 +224,9 @@ async fn attempt(seed: u64, home: &Path) -> Result<(), String> {
             let excluded = !inner && path.iter().any(|name| name == "c.x");
             path.starts_with("in") == inner && !excluded
         };
-        result = result.and(judge(outcome, unknown, &saved, &before, &state(&root), brings, |path| mounted && path.starts_with("mnt")));
+        result = result.and(judge(outcome, unknown, &saved, &before, &state(&root), brings, |path| {
+            mounted && path.starts_with("mnt")
+        }));
     }
     let outside_is = state(&outside);
     if outside_is.len() != 2 || outside_is.get(Path::new("a")) != Some(&Is::File(b"outside".to_vec())) {

@@ -108,8 +108,13 @@ impl Physical {
         if to.afterwards == Afterwards::Start {
             self.tools.server(PgVersion(details.version_number)).await?;
         }
-        let mut plan =
-            RestorePlan { steps: steps(&place, details, to), bytes, target: to.clone(), warnings: damage(details), changes: None };
+        let mut plan = RestorePlan {
+            steps: steps(&place, details, to),
+            bytes,
+            target: to.clone(),
+            warnings: damage(details),
+            changes: None,
+        };
         plan.steps.extend(way.map(Way::describe));
         if to.afterwards == Afterwards::Start {
             plan.steps.push("start the server, and wait until it has recovered".to_owned());
