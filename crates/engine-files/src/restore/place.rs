@@ -72,8 +72,8 @@ pub(crate) fn put_all(
         reached.iter().try_for_each(|(unit, _, reach)| sync_above(unit, reach))
     };
     if let Err(error) = put_and_sync() {
-        let merged = merger.undo(&reached);
-        if undo(done, &reached) && merged {
+        let taken_back = merger.undo(&reached);
+        if undo(done, &reached) && taken_back {
             return Err(error);
         }
         drop(reached);

@@ -93,7 +93,9 @@ mod tests {
     fn records_come_back_from_both_ends() {
         let mut spool = Spool::new(&std::env::temp_dir()).unwrap();
         let records: Vec<Vec<u8>> = (0..5000u32).map(|n| vec![b'x'; (n % 300) as usize]).collect();
-        records.iter().for_each(|record| spool.push(record).unwrap());
+        for record in &records {
+            spool.push(record).unwrap();
+        }
         let (mut position, mut forward) = (0, Vec::new());
         while let Some(record) = spool.next(&mut position).unwrap() {
             forward.push(record);

@@ -58,8 +58,7 @@ impl Staging {
             match open_own(parent.as_fd(), &name).and_then(|fd| Ok((claim(parent.as_fd(), &name, &fd)?, fd))) {
                 Ok((Claimed::Ours, fd)) => break (name, fd),
                 // Another restore took it for a leftover, in the moment before it was locked.
-                Ok((Claimed::Lost, _)) => {}
-                Err(Errno::NOENT) => {}
+                Ok((Claimed::Lost, _)) | Err(Errno::NOENT) => {}
                 Err(errno) => {
                     let _leftover = rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR);
                     return Err(failed(errno));
@@ -143,10 +142,9 @@ enum Claimed {
 
 /// Locks a staging folder that was just made, so that it is not taken for a leftover.
 fn claim(parent: BorrowedFd<'_>, name: &OsStr, fd: &OwnedFd) -> Result<Claimed, Errno> {
-    match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => return Ok(Claimed::Lost),
-        // A file system that knows no locks keeps what a killed restore leaves.
-        Ok(()) | Err(_) => {}
+    // A file system that knows no locks keeps what a killed restore leaves.
+    if let Err(Errno::WOULDBLOCK) = rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        return Ok(Claimed::Lost);
     }
     let (own, named) = (rustix::fs::fstat(fd)?, rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW));
     match named {

@@ -65,7 +65,7 @@ fn decide(from: &BackupReader, paths: &[PathBuf], to: &RestoreTarget) -> Result<
                 let folder = std::path::absolute(folder)
                     .map_err(|source| Error::io("cannot resolve the folder", folder, source))?;
                 // The folder itself may have been prepared by somebody else, as may what is in it.
-                let name = folder.file_name().map(Path::new).unwrap_or(Path::new(""));
+                let name = folder.file_name().map_or(Path::new(""), Path::new);
                 located(folder.parent().unwrap_or(Path::new("/")), &name.join(below))?
             }
         };
@@ -221,7 +221,11 @@ pub(crate) async fn restore(
         .iter()
         .try_for_each(|one| one.task.check(existing).and_then(|()| one.exchange(&mut done)).and_then(|()| one.sync()));
     if let Err(error) = exchanged {
-        let whole = done.into_iter().rev().fold(true, |whole, step: Step<'_>| step.take_back().is_ok() && whole);
+        let mut whole = true;
+        for step in done.iter().rev() {
+            whole &= step.take_back().is_ok();
+        }
+        drop(done);
         if whole {
             return Err(error);
         }
