@@ -89,6 +89,13 @@ pub trait Restorer: Debug + Send + Sync {
     /// The first failure; the report of a restore that went half-way is not a success.
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport>;
 
+    /// The files and folders of this machine that hold the source's data, as the plan says, or else what was saved:
+    /// what a restore of another source around them leaves alone. Absolute; empty when they are not known.
+    fn places(&self, saved: Option<&SourceRecord>) -> Vec<PathBuf> {
+        let _ = saved;
+        Vec::new()
+    }
+
     /// Chooses the snapshot that a recovery to `moment` begins with, and looks whether the log reaches that moment.
     /// Engines that cannot recover to a moment leave it as it is.
     ///
@@ -244,6 +251,41 @@ pub struct RestoreTarget {
     pub relocate: BTreeMap<PathBuf, PathBuf>,
     /// What happens to a server that was restored as files.
     pub afterwards: Afterwards,
+    /// What becomes of what stands at the target and is not in the snapshot, for engines that merge.
+    pub unknown: Unknown,
+    /// What lies inside the target and belongs to others.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// What becomes of what stands at the target and is not in the snapshot. Engines that replace what they restore as a
+/// whole (a database, a data directory) ignore it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unknown {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It is removed, as told by `--delete`: never across a mount, never a neighbour's, never what the plan leaves out.
+    Delete,
+}
+
+/// A place that belongs to somebody else: another source of the plan, the repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Whose it is, for people: "the source `db`".
+    pub owner: String,
+    /// What a restore around it may do to it.
+    pub claim: Claim,
+}
+
+/// What a restore around a neighbour's place may do to it. Removing is never allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing: its owner brings it back, or it must not change.
+    LeaveAlone,
+    /// What the snapshot holds of it is written.
+    Write,
 }
 
 /// What happens to a server that was restored as files.
@@ -266,7 +308,24 @@ impl Default for RestoreTarget {
             moment: Moment::Snapshot,
             relocate: BTreeMap::new(),
             afterwards: Afterwards::Leave,
+            unknown: Unknown::Keep,
+            neighbours: Vec::new(),
         }
+    }
+}
+
+impl RestoreTarget {
+    /// For engines that cannot tell what is the same already.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) when a comparison was asked for.
+    pub fn refuse_comparison(&self, what: &str) -> Result<()> {
+        if self.existing != Existing::Update {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unsupported, format!("`--delta` compares data directories, not {what}")).hint(
+            "restore this source with `--force`; `--source NAME` with `--delta` is for those that can be compared",
+        ))
     }
 }
 
@@ -284,9 +343,10 @@ pub enum Place {
 pub enum Existing {
     /// Refuse before the first write.
     Refuse,
-    /// Replace what the restore brings, as told by `--force`.
+    /// Replace what the restore brings, as told by `--force`. What it does not bring is [`Unknown`].
     Replace,
-    /// As `Replace`, but what is the same already stays, as told by `--delta`. Engines that cannot compare replace.
+    /// As `Replace`, but what is the same already stays, as told by `--delta`. Engines that cannot compare refuse:
+    /// [`RestoreTarget::refuse_comparison`].
     Update,
 }
 
@@ -320,6 +380,43 @@ pub struct RestorePlan {
     pub target: RestoreTarget,
     /// What the operator should know before saying yes.
     pub warnings: Vec<String>,
+    /// What becomes of what stands there, where the engine looked at it entry by entry.
+    pub changes: Option<Changes>,
+}
+
+/// What a restore would do to what stands at its target.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Changes {
+    /// Replaced by what the snapshot has: files that differ from it.
+    pub overwritten: Listed,
+    /// Those of the overwritten or removed that are newer than the snapshot.
+    pub newer: Listed,
+    /// Removed, because the snapshot does not have it.
+    pub removed: Listed,
+    /// Not in the snapshot, and stays.
+    pub kept: Listed,
+}
+
+/// Paths, counted, and named up to a limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// How many there are.
+    pub count: u64,
+    /// The first [`Listed::MAX`] of them.
+    pub paths: Vec<String>,
+}
+
+impl Listed {
+    /// No more than this many are named.
+    pub const MAX: usize = 100_000;
+
+    /// Counts `path`, and names it while there is room.
+    pub fn add(&mut self, path: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.paths.len() < Self::MAX {
+            self.paths.push(path());
+        }
+    }
 }
 
 /// What a restore did.

@@ -284,12 +284,17 @@ pub struct RestoreArgs {
     /// Restore under this name instead: a database (needs one --source)
     #[arg(long, value_name = "NAME")]
     pub rename: Option<String>,
-    /// Replace what stands in the way
+    /// Restore over what stands there: files are put in place one by one, and what the snapshot does not have stays;
+    /// databases and data directories are replaced as a whole
     #[arg(long)]
     pub force: bool,
-    /// Replace what stands in the way, but leave what is the same already (data directories)
+    /// As --force, but leave what is the same already (data directories; others refuse)
     #[arg(long, conflicts_with = "force")]
     pub delta: bool,
+    /// Also remove files that the snapshot does not have: never across a mount, never another source's, never what the
+    /// plan leaves out; --dry-run names them
+    #[arg(long, requires = "force", conflicts_with = "select")]
+    pub delete: bool,
     /// Put a tablespace elsewhere: NEW instead of the folder OLD that it was in on the server (may be repeated)
     #[arg(long = "tablespace", value_name = "OLD=NEW")]
     pub tablespaces: Vec<Relocation>,

@@ -9,7 +9,7 @@ use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::Sink;
 
 use storage as backend;
-pub use storage::{Created, QuickLog, RecipientInfo, Repository, Unlock, keys};
+pub use storage::{Created, QuickLog, RecipientInfo, Repository, Unlock, keys, local_places};
 
 /// What makes and opens sinks. `folder` is where relative paths of the plan start.
 #[async_trait]

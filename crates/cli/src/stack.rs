@@ -4,6 +4,7 @@
 
 mod choose;
 mod locate;
+mod neighbours;
 mod unlock;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use backup_core::{Error, ErrorKind, Result, SourceName};
 
 pub(crate) use choose::{choose, choose_for, latest};
 pub(crate) use locate::{DEFAULT_PLAN, key_beside, locate};
+pub(crate) use neighbours::{left_out, neighbours, outer_first};
 pub(crate) use unlock::{Access, unlock};
 
 use crate::session::Session;

@@ -53,7 +53,7 @@ fn time(seconds: i64, nanos: impl TryInto<u32>) -> FileTime {
     FileTime { seconds, nanos: nanos.try_into().unwrap_or_default() }
 }
 
-fn modified(stat: &Stat) -> FileTime {
+pub(crate) fn modified(stat: &Stat) -> FileTime {
     time(stat.st_mtime, stat.st_mtime_nsec)
 }
 

@@ -26,6 +26,10 @@ use crate::walk::{Found, LeftOut, Walker};
 pub(crate) const TREE: &str = "tree";
 /// The detail that lists the saved paths.
 pub(crate) const ROOTS: &str = "roots";
+/// The detail that says what the plan left out: what a later restore may not remove.
+pub(crate) const RULES: &str = "left_out_by";
+/// The detail that counts what could not be read.
+pub(crate) const UNREADABLE: &str = "left_out_unreadable";
 /// The group of the fingerprint.
 pub(crate) const ENTRIES: &str = "entries";
 
@@ -201,7 +205,7 @@ pub(crate) async fn backup(
     tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
     Ok(SourceSummary {
         fingerprint: tally.fingerprint(),
-        details: details(&roots, walked, left),
+        details: details(&roots, rules, walked, left),
         ..SourceSummary::default()
     })
 }
@@ -225,10 +229,10 @@ pub(crate) fn panicked(source: tokio::task::JoinError) -> Error {
     Error::new(ErrorKind::Internal, "a worker of the files engine failed").caused_by(source)
 }
 
-fn details(roots: &[TreePath], walked: LeftOut, left: Left) -> BTreeMap<String, serde_json::Value> {
+fn details(roots: &[TreePath], rules: &Rules, walked: LeftOut, left: Left) -> BTreeMap<String, serde_json::Value> {
     let roots: Vec<String> =
         roots.iter().map(|root| format!("/{}", String::from_utf8_lossy(root.as_bytes()))).collect();
-    let mut details = BTreeMap::from([(ROOTS.to_owned(), roots.into())]);
+    let mut details = BTreeMap::from([(ROOTS.to_owned(), roots.into()), (RULES.to_owned(), rules.record.clone())]);
     let counts = [
         ("excluded", walked.excluded),
         ("unreadable", left.unreadable),

@@ -39,7 +39,7 @@ pub(crate) async fn drill(cx: &RunContext, from: &BackupReader) -> Result<DrillR
     let result = run(cx, from, &folder.0).await;
     let folder = tokio::task::spawn_blocking(move || restore::remove_tree(&folder.0)).await.map_err(panicked)?;
     let report = result?;
-    folder.map_err(|source| Error::from_io("cannot remove what the drill restored", source))?;
+    folder.map_err(|error| error.during("remove what the drill restored"))?;
     Ok(report)
 }
 
@@ -57,8 +57,10 @@ async fn run(cx: &RunContext, from: &BackupReader, folder: &Path) -> Result<Dril
     let target = folder.join("tree");
     let place =
         RestoreTarget { place: Place::Folder(target.clone()), existing: Existing::Refuse, ..RestoreTarget::default() };
-    let started = Instant::now();
-    let restored = async { restore::restore(cx, from, &[], restore::plan(cx, from, &[], &place).await?).await }.await;
+    let (started, rules) = (Instant::now(), Arc::new(Rules::default()));
+    let restored =
+        async { restore::restore(cx, from, &[], &rules, restore::plan(cx, from, &[], &rules, &place).await?).await }
+            .await;
     let restored = match restored {
         Ok(restored) => restored,
         Err(error) if is_damage(&error) => {
@@ -288,8 +290,9 @@ mod tests {
         let from = BackupReader::new(sink.open(&manifest.id).await.unwrap(), name).unwrap();
         let target = home.path().join("restored");
         let to = RestoreTarget { place: Place::Folder(target.clone()), ..RestoreTarget::default() };
-        let plan = restore::plan(&cx, &from, &[], &to).await.unwrap();
-        restore::restore(&cx, &from, &[], plan).await.unwrap();
+        let rules = Arc::new(Rules::default());
+        let plan = restore::plan(&cx, &from, &[], &rules, &to).await.unwrap();
+        restore::restore(&cx, &from, &[], &rules, plan).await.unwrap();
         tamper(&target.join(data.strip_prefix("/").unwrap()));
         let compare = Compare { cx, from, runtime: Handle::current(), owners: Arc::new(Owners::load()) };
         tokio::task::spawn_blocking(move || compare.run(&target)).await.unwrap().unwrap().1

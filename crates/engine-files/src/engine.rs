@@ -9,6 +9,7 @@ use backup_core::engine::{
     SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::{Error, Result};
+use backup_core::manifest::SourceRecord;
 use backup_core::{BackupReader, BackupWriter, RunContext};
 
 use crate::config::FilesConfig;
@@ -65,11 +66,15 @@ impl Source for Files {
 #[async_trait]
 impl Restorer for Files {
     async fn plan_restore(&self, cx: &RunContext, from: &BackupReader, to: &RestoreTarget) -> Result<RestorePlan> {
-        restore::plan(cx, from, &self.paths, to).await
+        restore::plan(cx, from, &self.paths, &self.rules, to).await
     }
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
-        restore::restore(cx, from, &self.paths, plan).await
+        restore::restore(cx, from, &self.paths, &self.rules, plan).await
+    }
+
+    fn places(&self, _: Option<&SourceRecord>) -> Vec<PathBuf> {
+        self.paths.clone()
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Rules {
     pub(crate) one_file_system: bool,
     /// See [`FilesConfig::unreadable`].
     pub(crate) unreadable: Unreadable,
+    /// As the manifest keeps them: what a later restore may not remove.
+    pub(crate) record: serde_json::Value,
 }
 
 impl Rules {
@@ -63,6 +65,35 @@ impl Rules {
             exclude_caches: config.exclude_caches,
             one_file_system: config.one_file_system,
             unreadable: config.unreadable,
+            record: serde_json::json!({
+                "exclude": config.exclude,
+                "include": config.include,
+                "ignore_files": config.ignore_files,
+                "exclude_caches": config.exclude_caches,
+                "one_file_system": config.one_file_system,
+            }),
+        })
+    }
+
+    /// The rules that a manifest recorded. Fields of newer versions are passed over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when they cannot be understood.
+    pub(crate) fn recorded(record: &serde_json::Value) -> Result<Self> {
+        let damaged = || Error::new(ErrorKind::Damaged, "the manifest does not say what was left out");
+        let list = |name: &str| -> Result<Vec<String>> {
+            let items = record.get(name).and_then(serde_json::Value::as_array).ok_or_else(damaged)?;
+            items.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(damaged)).collect()
+        };
+        let flag = |name: &str| record.get(name).and_then(serde_json::Value::as_bool).ok_or_else(damaged);
+        Self::new(&FilesConfig {
+            paths: Vec::new(),
+            exclude: list("exclude")?,
+            include: list("include")?,
+            ignore_files: list("ignore_files")?,
+            exclude_caches: flag("exclude_caches")?,
+            one_file_system: flag("one_file_system")?,
+            unreadable: Unreadable::Skip,
         })
     }
 

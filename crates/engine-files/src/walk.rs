@@ -124,6 +124,8 @@ pub(crate) struct Walker<'a> {
     rules: &'a Rules,
     owners: Arc<Owners>,
     base: PathBuf,
+    /// The base is this path of the tree, not its root.
+    at: Option<TreePath>,
     start: Option<Arc<Route>>,
     stack: Vec<Level>,
     links: HashMap<(u64, u64), TreePath>,
@@ -147,6 +149,7 @@ impl<'a> Walker<'a> {
             rules,
             owners,
             base: base.to_owned(),
+            at: None,
             start: Some(route),
             stack: Vec::new(),
             links: HashMap::new(),
@@ -155,6 +158,44 @@ impl<'a> Walker<'a> {
             path_buffer: Vec::new(),
             left_out: LeftOut::default(),
         }
+    }
+
+    /// A walk over everything in the folder `folder`, which is `path` in the tree and at `base` for people. The folder
+    /// itself is not found.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub(crate) fn inside(
+        cx: &'a RunContext,
+        folder: OwnedFd,
+        base: &Path,
+        path: &TreePath,
+        rules: &'a Rules,
+        owners: Arc<Owners>,
+    ) -> Result<Self> {
+        let mut walker = Self::new(cx, base, Arc::new(Route::default()), rules, owners);
+        walker.start = None;
+        walker.at = Some(path.clone());
+        let failed = |errno: Errno| Error::io("cannot list the folder", base, errno.into());
+        let device = rustix::fs::fstat(&folder).map_err(failed)?.st_dev;
+        let mut above = TreePath::root();
+        let mut included = rules.includes(&above, What::Directory);
+        for name in path.components() {
+            above = above.join(OsStr::from_bytes(name))?;
+            included = included || rules.includes(&above, What::Directory);
+        }
+        let level = Level {
+            folder: Arc::new(folder),
+            path: path.clone(),
+            names: Names::default(),
+            scope: Scope::Saved,
+            route: None,
+            device,
+            included,
+            ignore: None,
+        };
+        walker.list(level).map_err(failed)?;
+        Ok(walker)
     }
 
     /// What was left out so far.
@@ -415,7 +456,7 @@ impl<'a> Walker<'a> {
             buffer.push(b'/');
         }
         buffer.extend_from_slice(path.as_bytes());
-        if buffer.len() > MAX_KERNEL_PATH {
+        if buffer.len() > MAX_KERNEL_PATH || self.at.is_some() {
             use std::os::fd::AsRawFd;
             let name = path.as_path().file_name().unwrap_or_default();
             buffer = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what a snapshot holds decides what can be restored from it, not what the plan says today.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -120,6 +121,10 @@ impl Restorer for Cluster {
             plan.warnings.extend(logical.warnings);
         }
         Ok(plan)
+    }
+
+    fn places(&self, saved: Option<&SourceRecord>) -> Vec<PathBuf> {
+        self.physical.places(saved)
     }
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {

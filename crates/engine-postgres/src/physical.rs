@@ -33,9 +33,11 @@ mod suspects;
 mod tar;
 mod verify;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use backup_core::host::Host;
+use backup_core::manifest::SourceRecord;
 use backup_core::names::SnapshotId;
 
 use self::spaces::Brought;
@@ -75,5 +77,13 @@ impl Physical {
 
     fn remember_brought(&self, id: &SnapshotId, brought: &Brought) {
         *self.brought.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.clone(), brought.clone()));
+    }
+
+    /// The data directory and the tablespaces: as the plan names them, or else as they were saved.
+    pub(crate) fn places(&self, saved: Option<&SourceRecord>) -> Vec<PathBuf> {
+        let details = saved.and_then(|record| PhysicalDetails::of(record).ok().flatten());
+        let (data, tablespaces) = details.map(|known| (known.data_directory, known.tablespaces)).unwrap_or_default();
+        let data = self.settings.data.clone().or(data.map(PathBuf::from));
+        data.into_iter().chain(tablespaces.into_iter().map(|each| PathBuf::from(each.location))).collect()
     }
 }

@@ -12,11 +12,12 @@ pub(crate) mod load;
 mod running;
 mod selection;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use backup_core::engine::{Candidate, Moment, Place, RestorePlan, RestoreReport, RestoreTarget, Restorer};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::manifest::SourceRecord;
 use backup_core::{BackupReader, RunContext, SegmentLog, SnapshotId};
 
 use crate::Redis;
@@ -54,6 +55,10 @@ impl Restorer for Redis {
         cx.unless_cancelled(recover::choose::choose(cx, candidates, log, moment)).await
     }
 
+    fn places(&self, _: Option<&SourceRecord>) -> Vec<PathBuf> {
+        self.settings.data_dir.iter().cloned().collect()
+    }
+
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
         // Planned again: the target may have changed since the plan was shown.
         let RestorePlan { target, warnings, .. } = cx.unless_cancelled(self.plan(cx, from, &plan.target)).await?;
@@ -72,10 +77,12 @@ impl Redis {
             return Err(Error::new(ErrorKind::Usage, "databases of Redis have numbers, not names")
                 .hint("restore into a scratch server, and move the keys from there"));
         }
+        to.refuse_comparison("what Redis holds")?;
         let details = Details::of(from.record())?;
         let selection = Selection::parse(&to.select)?;
         refuse_at_a_moment(&selection, &to.moment)?;
-        let mut plan = RestorePlan { steps: Vec::new(), bytes: 0, target: to.clone(), warnings: Vec::new() };
+        let mut plan =
+            RestorePlan { steps: Vec::new(), bytes: 0, target: to.clone(), warnings: Vec::new(), changes: None };
         if let Place::Folder(folder) = &to.place {
             plan_folder(from, to, &selection, folder, &mut plan)?;
             return Ok(plan);

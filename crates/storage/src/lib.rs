@@ -9,6 +9,7 @@ pub mod keys;
 mod location;
 mod ordered;
 mod place;
+mod places;
 mod repository;
 mod summaries;
 
@@ -22,6 +23,7 @@ use backup_core::sink::Sink;
 
 pub use directory::Directory;
 pub use keys::Unlock;
+pub use places::local_places;
 pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
 

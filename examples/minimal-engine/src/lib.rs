@@ -223,7 +223,7 @@ impl Restorer for Notes {
         }
         let bytes = from.record().artifacts.iter().map(|artifact| artifact.bytes).sum();
         let steps = vec![format!("load the notes into {}", target.display())];
-        Ok(RestorePlan { steps, bytes, target: to.clone(), warnings: Vec::new() })
+        Ok(RestorePlan { steps, bytes, target: to.clone(), warnings: Vec::new(), changes: None })
     }
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {

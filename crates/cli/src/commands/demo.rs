@@ -160,7 +160,7 @@ async fn put_back(session: &Session<'_>, stack: &Stack, sink: &dyn Sink, story: 
     let begun = Instant::now();
     let id = crate::stack::latest(sink, &stack.plan.name).await?;
     let chosen: Vec<_> = parts.iter().map(|part| (*part, id.clone())).collect();
-    let planned = restore::plan_all(session, sink, &chosen, None, |_| RestoreTarget::default()).await?;
+    let planned = restore::plan_all(session, stack, sink, &chosen, None, |_| RestoreTarget::default()).await?;
     let done = restore::restore_all(session, planned).await?;
     let took = begun.elapsed();
     let mut bytes = 0;

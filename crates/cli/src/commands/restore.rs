@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backup_core::engine::{Afterwards, Existing, Moment, Place, RestorePlan, RestoreReport, RestoreTarget};
+use backup_core::engine::{
+    Afterwards, Changes, Existing, Listed, Moment, Place, RestorePlan, RestoreReport, RestoreTarget, Unknown,
+};
 use backup_core::sink::{Sink, SnapshotReader};
 use backup_core::snapshots::candidates;
 use backup_core::{BackupReader, Error, ErrorKind, Event, Result, SegmentLog, SnapshotId, Timeline};
@@ -18,7 +20,7 @@ use crate::args::{RestoreArgs, SnapshotName};
 use crate::exit::Exit;
 use crate::output;
 use crate::session::Session;
-use crate::stack::{Access, Part, Stack, choose_for};
+use crate::stack::{Access, Part, Stack, choose_for, left_out, neighbours, outer_first};
 
 /// The engine whose logs have branches.
 const WITH_TIMELINES: &str = "postgres";
@@ -30,7 +32,15 @@ pub(crate) async fn run(session: &Session<'_>, args: &RestoreArgs) -> Result<Exi
     let sink = stack.open(session, Access::Read).await?;
     let chosen = chosen(session, &stack, sink.as_ref(), args, &parts).await?;
     let target = |part: &Part| target(args, part);
-    let planned = plan_all(session, sink.as_ref(), &chosen, args.timeline.as_ref(), target).await?;
+    let planned = plan_all(session, &stack, sink.as_ref(), &chosen, args.timeline.as_ref(), target).await?;
+    for one in &planned {
+        for name in left_out(&stack, one.part, &one.plan.target, &parts) {
+            let source = one.part.name();
+            session.output.note(format!(
+                "{source}: what belongs to `{name}` stays as it is; restore that source, too, to bring it back"
+            ));
+        }
+    }
     if args.dry_run {
         return Ok(show_plans(session, &planned));
     }
@@ -122,6 +132,8 @@ fn target(args: &RestoreArgs, part: &Part) -> RestoreTarget {
         moment: args.moment.moment(),
         relocate: args.tablespaces.iter().map(|each| (each.old.clone(), each.new.clone())).collect(),
         afterwards: if args.start { Afterwards::Start } else { Afterwards::Leave },
+        unknown: if args.delete { Unknown::Delete } else { Unknown::Keep },
+        neighbours: Vec::new(),
     }
 }
 
@@ -140,12 +152,13 @@ pub(crate) struct Planned<'a> {
     plan: RestorePlan,
 }
 
-/// Plans the restore of every part; changes nothing.
+/// Plans the restore of every part, outer places first; changes nothing.
 ///
 /// # Errors
 /// The first of the failures; the others were shown. [`ErrorKind::Damaged`] when the snapshot is not whole.
 pub(crate) async fn plan_all<'a>(
     session: &Session<'_>,
+    stack: &Stack,
     sink: &dyn Sink,
     chosen: &[Chosen<'a>],
     timeline: Option<&Timeline>,
@@ -163,12 +176,15 @@ pub(crate) async fn plan_all<'a>(
     }
     let mut planned = Vec::new();
     let mut failures = Vec::new();
-    for (part, id) in chosen {
+    for (part, id) in outer_first(chosen, |id| snapshots[id].manifest()) {
         let cx = session.context(part.name());
         let one = async {
             let reader = BackupReader::new(Arc::clone(&snapshots[id]), part.name().clone())?;
             let reader = reader.with_log(log_of(sink, part, timeline));
-            let plan = cx.unless_cancelled(part.engine.restorer.plan_restore(&cx, &reader, &target(part))).await?;
+            let mut target = target(part);
+            refuse_link(&target.place)?;
+            target.neighbours = neighbours(stack, part, snapshots[id].manifest());
+            let plan = cx.unless_cancelled(part.engine.restorer.plan_restore(&cx, &reader, &target)).await?;
             Ok(Planned { part, id: id.clone(), reader, plan })
         };
         match one.await {
@@ -184,6 +200,18 @@ pub(crate) async fn plan_all<'a>(
         session.output.error(failure);
     }
     Err(first)
+}
+
+/// The folder of a source below `--target` is ours to make: whoever may write there must not lead us elsewhere.
+fn refuse_link(place: &Place) -> Result<()> {
+    match place {
+        Place::Folder(folder) if folder.is_symlink() => {
+            Err(Error::new(ErrorKind::AlreadyExists, "a link stands where the source's folder must be")
+                .with("path", folder.display())
+                .hint("remove it, or choose another folder with `--target`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn name_source(error: Error, part: &Part) -> Error {
@@ -203,6 +231,9 @@ fn show_plans(session: &Session<'_>, planned: &[Planned<'_>]) -> Exit {
         for step in &plan.steps {
             out.line(format!("  {step}"));
         }
+        if let Some(changes) = &plan.changes {
+            show_changes(session, changes);
+        }
         for warning in &plan.warnings {
             out.warn(format!("{}: {warning}", part.name()));
         }
@@ -211,12 +242,39 @@ fn show_plans(session: &Session<'_>, planned: &[Planned<'_>]) -> Exit {
     let sources: Vec<_> = planned
         .iter()
         .map(|Planned { part, plan, id, .. }| {
-            json!({ "name": part.name(), "snapshot": id, "steps": plan.steps, "bytes": plan.bytes, "warnings": plan.warnings })
+            json!({
+                "name": part.name(), "snapshot": id, "steps": plan.steps, "bytes": plan.bytes, "warnings": plan.warnings,
+                "changes": plan.changes,
+            })
         })
         .collect();
     let id = common(planned.iter().map(|one| &one.id));
     out.result("restore", Exit::Done, &json!({ "dry_run": true, "snapshot": id, "sources": sources }));
     Exit::Done
+}
+
+/// So many paths are named for people; `--json` names all.
+const SHOWN: usize = 10;
+
+/// What becomes of what stands at the target.
+fn show_changes(session: &Session<'_>, changes: &Changes) {
+    let show = |what: &str, listed: &Listed| {
+        if listed.count == 0 {
+            return;
+        }
+        session.output.line(format!("  {what}: {}", output::count(listed.count)));
+        for path in listed.paths.iter().take(SHOWN) {
+            session.output.line(format!("    {}", path.escape_debug()));
+        }
+        let more = listed.count.saturating_sub(SHOWN as u64);
+        if more > 0 {
+            session.output.line(format!("    and {} more", output::count(more)));
+        }
+    };
+    show("overwritten, for the snapshot has another state", &changes.overwritten);
+    show("removed, for the snapshot does not have it", &changes.removed);
+    show("of these, newer than the snapshot", &changes.newer);
+    show("not in the snapshot, and kept", &changes.kept);
 }
 
 /// One source that was restored.

@@ -105,3 +105,50 @@ fn a_killed_backup_harms_nothing_4() {
 fn a_killed_backup_harms_nothing_5() {
     survives(4);
 }
+
+/// A restore over what is there that dies at any moment: each file is the old one or the new one, what the snapshot does
+/// not have is untouched, and the next restore tidies up.
+#[test]
+fn a_restore_that_is_killed_leaves_every_file_old_or_new() {
+    const FILES: usize = 700;
+    let machine = Machine::with_sources("  tree:\n    files: { paths: [tree] }\n", crate::support::Readers::Key);
+    let file = |number: usize| machine.path(&format!("tree/{}/{number}", number % 7));
+    (0..7).for_each(|folder| std::fs::create_dir_all(machine.path(&format!("tree/{folder}"))).unwrap());
+    let fill = |content: &str| (0..FILES).for_each(|number| std::fs::write(file(number), content).unwrap());
+    fill("saved");
+    machine.good("init");
+    machine.good("backup");
+    let staging = || {
+        let names = std::fs::read_dir(machine.root()).unwrap().map(|item| item.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(".tree.stackward-")).count()
+    };
+    let is_saved = |number: usize| std::fs::read_to_string(file(number)).is_ok_and(|text| text == "saved");
+    let mut halfway = 0;
+    // Killed when it begins to stage; when the first file has its place; in the middle.
+    for point in [None, Some(0), Some(FILES / 2)] {
+        fill("mine");
+        std::fs::write(machine.path("tree/0/new"), "new").unwrap();
+        let mut child = machine.command("restore --force").process_group(0).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() {
+            let reached = match point {
+                None => staging() > 0,
+                Some(number) => is_saved(number),
+            };
+            if reached {
+                let _ended_meanwhile = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
+            }
+        }
+        let mut saved = 0;
+        for number in 0..FILES {
+            let text = std::fs::read_to_string(file(number)).unwrap();
+            assert!(text == "saved" || text == "mine", "{number}: {text:?}");
+            saved += usize::from(text == "saved");
+        }
+        halfway += usize::from(saved > 0 && saved < FILES);
+        assert_eq!(std::fs::read_to_string(machine.path("tree/0/new")).unwrap(), "new");
+        machine.good("restore --force");
+        assert_eq!(staging(), 0, "what the killed restore left is gone");
+        assert!((0..FILES).all(is_saved));
+    }
+    assert!(halfway > 0, "no restore was killed between its first file and its last");
+}

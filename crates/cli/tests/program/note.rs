@@ -166,7 +166,13 @@ impl Restorer for Note {
         }
         let bytes = from.record().artifacts.iter().map(|artifact| artifact.bytes).sum();
         let warnings = if target.exists() { vec!["the note that is there is lost".to_owned()] } else { Vec::new() };
-        Ok(RestorePlan { steps: vec![format!("write {}", target.display())], bytes, target: to.clone(), warnings })
+        Ok(RestorePlan {
+            steps: vec![format!("write {}", target.display())],
+            bytes,
+            target: to.clone(),
+            warnings,
+            changes: None,
+        })
     }
 
     async fn restore(&self, _: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {

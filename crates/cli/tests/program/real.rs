@@ -173,3 +173,74 @@ fn the_demo_loses_nothing_and_leaves_nothing() {
     assert!(result["compared_rows"].as_u64().unwrap() > 500_000, "PostgreSQL and SQLite took part: {result}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
 }
+
+/// A database inside a folder that another source saves, in the plan before it.
+#[test]
+fn sources_that_lie_in_one_another_restore_together_and_take_nothing_from_each_other() {
+    let saved_twice = "  db:\n    sqlite: { path: d/app.sqlite }\n  inner:\n    files: { paths: [d/in] }\n  \
+                       d:\n    files: { paths: [d] }\n";
+    let excluded = saved_twice.replace("[d] }", "[d], exclude: ['*.sqlite', '*.sqlite-*', in] }");
+    for sources in [saved_twice, excluded.as_str()] {
+        let machine = Machine::with_sources(sources, crate::support::Readers::Key);
+        std::fs::create_dir_all(machine.path("d/in")).unwrap();
+        std::fs::write(machine.path("d/a"), "saved").unwrap();
+        std::fs::write(machine.path("d/in/b"), "saved").unwrap();
+        let rows = || -> i64 {
+            let database = rusqlite::Connection::open(machine.path("d/app.sqlite")).unwrap();
+            database.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
+        };
+        let sql = |text: &str| {
+            rusqlite::Connection::open(machine.path("d/app.sqlite")).unwrap().execute_batch(text).unwrap();
+        };
+        sql("CREATE TABLE t (x); INSERT INTO t VALUES (1), (2), (3)");
+        machine.good("init");
+        machine.good("backup");
+        // An empty machine, in one go.
+        std::fs::remove_dir_all(machine.path("d")).unwrap();
+        machine.good("restore");
+        let read = |path: &str| std::fs::read_to_string(machine.path(path)).unwrap();
+        assert_eq!((read("d/a"), read("d/in/b"), rows()), ("saved".to_owned(), "saved".to_owned(), 3));
+        // One source around the others: theirs stays as it is, newer rows and files too.
+        sql("INSERT INTO t VALUES (4)");
+        for path in ["d/a", "d/in/new", "d/new"] {
+            std::fs::write(machine.path(path), "mine").unwrap();
+        }
+        assert_eq!(machine.bad("restore --source d").0, 1);
+        machine.good("restore --source d --force");
+        assert_eq!((read("d/a"), read("d/new"), rows()), ("saved".to_owned(), "mine".to_owned(), 4));
+        let plan = machine.good("restore --source d --force --delete --dry-run");
+        assert!(plan.contains("d/new") && !plan.contains("d/in/new"), "{plan}");
+        assert!(plan.contains("the source `db`"), "{plan}");
+        let json = machine.json("restore --source d --force --delete --dry-run");
+        assert_eq!(json["sources"][0]["changes"]["removed"]["count"], 1, "{json}");
+        assert_eq!(read("d/new"), "mine", "a dry run changes nothing");
+        machine.good("restore --source d --force --delete");
+        assert!(!machine.path("d/new").exists());
+        assert_eq!((read("d/in/new"), rows()), ("mine".to_owned(), 4));
+        machine.good("restore --force");
+        assert_eq!((read("d/in/new"), rows()), ("mine".to_owned(), 3));
+        let (code, stderr) = machine.bad("restore --delta");
+        assert_eq!(code, 1, "{stderr}");
+        assert!(stderr.contains("--delta") && stderr.contains("--force"), "{stderr}");
+    }
+}
+
+/// A repository inside what is saved: an old state of it must not come over the new one.
+#[test]
+fn a_restore_around_the_repository_leaves_it_alone() {
+    let machine = Machine::with_sources(
+        "  all:\n    files: { paths: ['.'], exclude: [stackward.key] }\n",
+        crate::support::Readers::Key,
+    );
+    std::fs::write(machine.path("a"), "saved").unwrap();
+    machine.good("init");
+    machine.good("backup");
+    machine.good("backup");
+    std::fs::write(machine.path("a"), "mine").unwrap();
+    let before = machine.objects("");
+    machine.good("restore --force --delete");
+    assert_eq!(machine.objects(""), before);
+    assert_eq!(std::fs::read_to_string(machine.path("a")).unwrap(), "saved");
+    assert_eq!(machine.snapshots().len(), 2);
+    machine.good("backup");
+}

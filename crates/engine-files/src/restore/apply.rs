@@ -70,6 +70,18 @@ impl Applier {
         self.open(folder, entry, Created::Otherwise)
     }
 
+    /// Finishes an open folder that stood there before, and belongs to somebody.
+    pub(crate) fn standing_folder(&self, folder: BorrowedFd<'_>, entry: &TreeEntry, owner: (u32, u32)) -> Result<()> {
+        if owner != (self.user, self.group) {
+            // Ours first, like a folder that we made; then it is given to its owner.
+            let ours = (Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.group)));
+            if rustix::fs::fchown(folder, ours.0, ours.1).is_err() {
+                self.note(Shortfall::Owner, entry);
+            }
+        }
+        self.folder(folder, entry)
+    }
+
     fn open(&self, fd: BorrowedFd<'_>, entry: &TreeEntry, created: Created) -> Result<()> {
         let broken = |errno: Errno| broken(entry, errno);
         let owned = self.owner(entry, |uid, gid| rustix::fs::fchown(fd, uid, gid)).map_err(broken)?;

@@ -10,23 +10,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use backup_core::engine::{Existing, RestoreReport};
+use backup_core::engine::{RestoreReport, Unknown};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, StoredEntry};
 use backup_core::tree::{EntryKind, TreeEntry, TreePath};
-use backup_core::{ArtifactName, BackupReader, RunContext};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::Asked;
 use super::apply::{Applier, Shortfall};
 use super::content::{ContentWriter, Job};
 use super::links::Orphans;
-use super::place::{Ancestors, NEW, Staging};
+use super::place::Ancestors;
+use super::spool::Spool;
+use super::staging::{NEW, Staging};
 use super::target::Unit;
-use crate::backup::{ENTRIES, TREE};
+use crate::backup::ENTRIES;
 
 /// Files that wait for a writer.
 const QUEUE: usize = 64;
@@ -86,25 +87,27 @@ impl InFlight {
 /// A restore, ready to run on a thread that may block.
 #[derive(Debug)]
 pub(crate) struct Restore {
-    pub(crate) cx: RunContext,
-    pub(crate) from: BackupReader,
-    pub(crate) runtime: Handle,
-    pub(crate) units: Vec<Unit>,
-    pub(crate) existing: Existing,
+    pub(crate) asked: Asked,
     pub(crate) applier: Arc<Applier>,
+    /// What is removed at the end.
+    pub(crate) doomed: Option<Spool>,
 }
 
 impl Restore {
     /// Stages everything, then moves it into place. On an error, everything is as before.
-    pub(crate) fn run(self) -> Result<RestoreReport> {
-        let staged: Vec<Staging> = self.units.iter().map(Staging::begin).collect::<Result<_>>()?;
-        let writer =
-            ContentWriter { cx: self.cx.clone(), runtime: self.runtime.clone(), applier: Arc::clone(&self.applier) };
+    pub(crate) fn run(mut self) -> Result<RestoreReport> {
+        self.look()?;
+        let staged: Vec<Staging> = self.asked.units.iter().map(begin).collect::<Result<_>>()?;
+        let writer = ContentWriter {
+            cx: self.asked.cx.clone(),
+            runtime: self.asked.runtime.clone(),
+            applier: Arc::clone(&self.applier),
+        };
         // Links are rare; without any, nobody need keep track of what is being written.
-        let links = self.from.record().fingerprint.0.get(ENTRIES).and_then(|counts| counts.get("hard links"));
+        let links = self.asked.from.record().fingerprint.0.get(ENTRIES).and_then(|counts| counts.get("hard links"));
         let in_flight = (links != Some(&0)).then(InFlight::default);
         let (jobs, queue) = bounded::<Job>(QUEUE);
-        let stop = self.cx.cancellation();
+        let stop = self.asked.cx.cancellation();
         let (built, written) = std::thread::scope(|scope| {
             let write = || {
                 let mut drain = Drain { queue: &queue, in_flight: in_flight.as_ref(), stop: Some(stop) };
@@ -114,7 +117,7 @@ impl Restore {
                 }
                 result
             };
-            let writers: Vec<_> = (0..self.cx.jobs().clamp(2, MAX_WRITERS)).map(|_| scope.spawn(write)).collect();
+            let writers: Vec<_> = (0..self.asked.cx.jobs().clamp(2, MAX_WRITERS)).map(|_| scope.spawn(write)).collect();
             let mut builder = Builder::new(&self, &staged, Some(jobs), in_flight.as_ref());
             let built = builder.build();
             let result = built.map(|()| builder.finish());
@@ -146,17 +149,31 @@ impl Restore {
         let Some(built) = built else { return Err(backup_core::context::interrupted()) };
         let items = built.items;
         bytes += built.orphans.copy(&self, &writer, &staged)?;
-        self.cx.check_cancelled()?;
-        let mut warnings = super::place::put_all(&self.units, staged, &built.ancestors, &self.applier, self.existing)?;
+        self.asked.cx.check_cancelled()?;
+        let mut warnings = super::place::put_all(&self.asked, staged, &built.ancestors, &self.applier)?;
+        if let Some(doomed) = self.doomed {
+            super::prune::prune(&self.asked, doomed)?;
+        }
         warnings.extend(self.applier.warnings());
-        let restored = self.units.iter().map(|unit| unit.destination.display().to_string()).collect();
+        let parts = self.asked.units.iter().filter(|unit| !unit.nested);
+        let restored = parts.map(|unit| unit.destination.display().to_string()).collect();
         Ok(RestoreReport { restored, bytes, items, warnings, ..RestoreReport::default() })
     }
 
-    /// The tree from its beginning.
-    pub(crate) fn tree(&self) -> Result<backup_core::reader::TreeReader> {
-        self.runtime.block_on(self.from.tree(&ArtifactName::new(TREE)?))
+    /// Looks once more at what stands there, where that decides what is done.
+    fn look(&mut self) -> Result<()> {
+        if self.asked.target.unknown == Unknown::Delete || self.asked.units.iter().any(|unit| unit.nested) {
+            let survey = super::survey::survey(&self.asked)?;
+            survey.drop_unused(&mut self.asked.units)?;
+            self.doomed = survey.doomed;
+        }
+        Ok(())
     }
+}
+
+fn begin(unit: &Unit) -> Result<Staging> {
+    let (folder, path) = unit.staging_folder()?;
+    Staging::begin(folder, &path, unit.destination.file_name().unwrap_or_default())
 }
 
 /// After a failure, and after a panic: stops the others, and takes their work away so that nobody waits for it.
@@ -243,23 +260,23 @@ impl<'a> Builder<'a> {
     }
 
     fn build_all(&mut self) -> Result<()> {
-        let mut tree = self.restore.tree()?;
-        while let Some(stored) = self.restore.runtime.block_on(tree.next())? {
-            self.restore.cx.check_cancelled()?;
+        let mut tree = self.restore.asked.tree()?;
+        while let Some(stored) = self.restore.asked.runtime.block_on(tree.next())? {
+            self.restore.asked.cx.check_cancelled()?;
             let path = &stored.entry.path;
             if self.last.as_ref().is_some_and(|last| last >= path) {
                 return Err(damaged(&stored.entry, "is out of order"));
             }
             self.last = Some(path.clone());
-            match self.restore.units.iter().position(|unit| unit.takes(path)) {
+            match self.restore.asked.units.iter().position(|unit| unit.takes(path)) {
                 Some(unit) => self.take(unit, stored)?,
-                None => self.left.ancestors.note(&self.restore.units, stored.entry),
+                None => self.left.ancestors.note(&self.restore.asked.units, stored.entry),
             }
         }
         while let Some((_, folder)) = self.stack.pop() {
             folder.release(&self.restore.applier)?;
         }
-        match self.staged.iter().zip(&self.restore.units).find(|(staging, _)| !staging.is_begun()) {
+        match self.staged.iter().zip(&self.restore.asked.units).find(|(staging, _)| !staging.is_begun()) {
             Some((_, unit)) => {
                 Err(Error::new(ErrorKind::Damaged, format!("`/{}` is not in the stored tree", unit.stored)))
             }
@@ -269,13 +286,14 @@ impl<'a> Builder<'a> {
 
     fn take(&mut self, unit: usize, stored: StoredEntry) -> Result<()> {
         let StoredEntry { entry, content } = stored;
-        if self.unit != Some(unit) {
-            while let Some((_, folder)) = self.stack.pop() {
+        // A part may lie inside another one, where something is mounted: the way back to that one stays open.
+        while self.stack.last().is_some_and(|(path, _)| !entry.path.starts_with(path)) {
+            if let Some((_, folder)) = self.stack.pop() {
                 folder.release(&self.restore.applier)?;
             }
-            self.unit = Some(unit);
         }
-        let start = &self.restore.units[unit].stored;
+        self.unit = Some(unit);
+        let start = &self.restore.asked.units[unit].stored;
         let staging = &self.staged[unit];
         if entry.path == *start {
             self.left.items += 1;
@@ -287,11 +305,6 @@ impl<'a> Builder<'a> {
             let made = make_folder(staging.fd(), OsStr::new(NEW), None).map_err(|errno| staging.broken(errno))?;
             staging.note_begun();
             self.stack.push((TreePath::root(), made));
-        }
-        while self.stack.last().is_some_and(|(path, _)| !entry.path.starts_with(path)) {
-            if let Some((_, folder)) = self.stack.pop() {
-                folder.release(&self.restore.applier)?;
-            }
         }
         let parent = self.stack.last().filter(|(path, _)| is_parent(path, &entry.path));
         let Some((_, folder)) = parent else {
@@ -360,12 +373,12 @@ impl<'a> Builder<'a> {
         if let Some(in_flight) = self.in_flight {
             in_flight.wait_for(target);
         }
-        self.restore.cx.check_cancelled()?;
+        self.restore.asked.cx.check_cancelled()?;
         let unit = self.unit.unwrap_or_default();
-        let Some(home) = self.restore.units.iter().position(|unit| unit.takes(target)) else {
+        let Some(home) = self.restore.asked.units.iter().position(|unit| unit.takes(target)) else {
             return self.left.orphans.add(target, unit, entry);
         };
-        let made = super::links::link(&self.staged[home], &self.restore.units[home], target, folder.fd(), name);
+        let made = super::links::link(&self.staged[home], &self.restore.asked.units[home], target, folder.fd(), name);
         match made {
             Ok(()) => Ok(()),
             // The target is in another file system now: this becomes a file of its own.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::build::{Folder, Restore, name_of, open_folder};
 use super::content::{ContentWriter, Job};
-use super::place::{NEW, Staging};
+use super::staging::{NEW, Staging};
 use super::target::Unit;
 
 /// More links than this to files that are not restored cannot be kept in mind.
@@ -45,9 +45,9 @@ impl Orphans {
         if self.by_target.is_empty() {
             return Ok(bytes);
         }
-        let mut tree = restore.tree()?;
-        while let Some(stored) = restore.runtime.block_on(tree.next())? {
-            restore.cx.check_cancelled()?;
+        let mut tree = restore.asked.tree()?;
+        while let Some(stored) = restore.asked.runtime.block_on(tree.next())? {
+            restore.asked.cx.check_cancelled()?;
             let Some(links) = self.by_target.remove(&stored.entry.path) else { continue };
             let (EntryKind::File { .. }, Some(content)) = (&stored.entry.kind, stored.content) else {
                 return Err(Error::new(
@@ -80,9 +80,9 @@ fn copy_one(
     let mut first: Option<(OwnedFd, std::ffi::OsString)> = None;
     for (unit, link) in links {
         let broken = |errno: Errno| Error::io("cannot make a restored link", format!("/{}", link.path), errno.into());
-        let folder = parent(&staged[*unit], &restore.units[*unit], &link.path).map_err(broken)?;
+        let folder = parent(&staged[*unit], &restore.asked.units[*unit], &link.path).map_err(broken)?;
         let before = rustix::fs::fstat(&folder).map_err(broken)?;
-        let name = if link.path == restore.units[*unit].stored { NEW.into() } else { name_of(link) };
+        let name = if link.path == restore.asked.units[*unit].stored { NEW.into() } else { name_of(link) };
         match (&first, content.take()) {
             (None, Some(content)) => {
                 let entry = TreeEntry { kind: target.kind.clone(), ..link.clone() };

@@ -1,145 +1,24 @@
-//! Staging folders, and the moment in which what they hold takes its place.
+//! The moment in which what was staged takes its place.
 //!
-//! Invariant: what stood there is moved aside, never deleted, until everything new is in its place; a failure moves
-//! it back.
+//! Invariant: where nothing stands, a part appears whole, by one rename; where something stands, it is merged into it. A
+//! failure takes everything back.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
 
-use backup_core::engine::Existing;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::{TreeEntry, TreePath};
-use rustix::fs::{CWD, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
+use super::Asked;
 use super::apply::Applier;
-use super::build::Folder;
+use super::build::open_folder;
+use super::location::{Reach, names_in};
+use super::merge::{At, Merger, Putting, exchange, rename_new};
+use super::staging::{NEW, Staging};
 use super::target::{Standing, Unit};
-
-/// The name of what is built, in its staging folder.
-pub(crate) const NEW: &str = "new";
-/// The name of what stood there, in the staging folder.
-const OLD: &str = "old";
-/// What a fresh ext file system holds.
-pub(crate) const LOST_AND_FOUND: &str = "lost+found";
-
-/// A folder beside the destination that only we may enter. Removed, with all that is in it, when dropped.
-#[derive(Debug)]
-pub(crate) struct Staging {
-    path: PathBuf,
-    fd: OwnedFd,
-    begun: Cell<bool>,
-    entry: std::cell::RefCell<Option<TreeEntry>>,
-}
-
-impl Staging {
-    pub(crate) fn begin(unit: &Unit) -> Result<Self> {
-        let folder = unit.staging_folder();
-        let name = unit.destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // A name may be as long as the file system allows; ours must leave room for its own letters.
-        let prefix: String = std::iter::once('.').chain(name.chars().take(40)).chain(".stackward-".chars()).collect();
-        let failed = |source| Error::io("cannot make a temporary folder beside the target", folder, source);
-        let made = tempfile::Builder::new().prefix(&prefix).rand_bytes(8).tempdir_in(folder).map_err(failed)?;
-        let path = made.keep();
-        let staging = Self::open(path.clone());
-        if staging.is_err() {
-            let _leftover = std::fs::remove_dir(&path);
-        }
-        staging.map_err(|errno| Error::io("cannot use the temporary folder", &path, errno.into()))
-    }
-
-    fn open(path: PathBuf) -> Result<Self, Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&path, flags, Mode::empty())?;
-        // What the folder above hands down (a default ACL, a group) must not reach what is restored.
-        match rustix::fs::fremovexattr(&fd, "system.posix_acl_default") {
-            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => {}
-            Err(errno) => return Err(errno),
-        }
-        let _best_effort = rustix::fs::fchown(&fd, None, Some(rustix::process::getegid()));
-        rustix::fs::fchmod(&fd, Mode::RWXU)?;
-        Ok(Self { path, fd, begun: Cell::new(false), entry: std::cell::RefCell::default() })
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    /// Whether anything was put into it.
-    pub(crate) fn is_begun(&self) -> bool {
-        self.begun.get()
-    }
-
-    pub(crate) fn note_begun(&self) {
-        self.begun.set(true);
-    }
-
-    /// Notes the entry that the destination itself becomes, and gives the folder to make it in.
-    pub(crate) fn begin_with(&self, entry: &TreeEntry) -> Result<Arc<Folder>> {
-        self.begun.set(true);
-        *self.entry.borrow_mut() = Some(entry.clone());
-        let fd = self.fd.try_clone().map_err(|source| Error::from_io("cannot duplicate a descriptor", source))?;
-        Ok(Folder::new(fd, None))
-    }
-
-    pub(crate) fn broken(&self, errno: Errno) -> Error {
-        Error::io("cannot write into the temporary folder", &self.path, errno.into())
-    }
-
-    fn new_path(&self) -> PathBuf {
-        self.path.join(NEW)
-    }
-
-    fn old_path(&self) -> PathBuf {
-        self.path.join(OLD)
-    }
-
-    /// Lets it stay.
-    fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.path)
-    }
-
-    /// Removes it, and says when something of it is left.
-    fn remove(mut self) -> Option<String> {
-        let path = std::mem::take(&mut self.path);
-        let failed = remove_tree(&path).err()?;
-        Some(format!("the temporary folder `{}` could not be removed: {failed}", path.display()))
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            // Nobody is left to tell; the name says whose it is.
-            let _leftover = remove_tree(&self.path);
-        }
-    }
-}
-
-/// Removes a tree, also when folders in it forbid that to their owner.
-pub(crate) fn remove_tree(path: &Path) -> std::io::Result<()> {
-    let Err(first) = std::fs::remove_dir_all(path) else { return Ok(()) };
-    if first.kind() != std::io::ErrorKind::PermissionDenied {
-        return Err(first);
-    }
-    let mut folders = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?;
-        for item in std::fs::read_dir(&folder)? {
-            let item = item?;
-            if item.file_type()?.is_dir() {
-                folders.push(item.path());
-            }
-        }
-    }
-    std::fs::remove_dir_all(path)
-}
 
 /// The stored entries of the folders above the units, for those that must be made.
 #[derive(Debug, Default)]
@@ -154,38 +33,56 @@ impl Ancestors {
     }
 }
 
-/// What was done, so that it can be undone.
+/// What was done besides merging, so that it can be undone.
 enum Done {
-    Made(PathBuf),
-    Renamed { from: PathBuf, to: PathBuf },
-    Exchanged(PathBuf, PathBuf),
+    /// A folder was made.
+    Made(OwnedFd, OsString),
+    /// A part was moved to its place, or exchanged with what stood there.
+    Put(usize, Way),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Moved,
+    Exchanged,
 }
 
 /// Moves everything into place. Returns warnings about what could not be tidied up.
 pub(crate) fn put_all(
-    units: &[Unit],
+    asked: &Asked,
     staged: Vec<Staging>,
     ancestors: &Ancestors,
     applier: &Applier,
-    existing: Existing,
 ) -> Result<Vec<String>> {
     sync(&staged)?;
+    let recorded = asked.recorded_rules()?;
+    let mut merger = Merger::new(asked, recorded.as_ref(), applier)?;
     let mut done = Vec::new();
+    let mut reached: Vec<(&Unit, &Staging, Reach)> = Vec::new();
     let mut put_and_sync = || -> Result<()> {
-        for (unit, staging) in units.iter().zip(&staged) {
-            put(unit, staging, ancestors, applier, existing, &mut done)?;
+        for (number, (unit, staging)) in asked.units.iter().zip(&staged).enumerate() {
+            let reach = make_parents(unit, ancestors, applier, &mut done)?;
+            reached.push((unit, staging, reach));
+            let Some((.., reach)) = reached.last() else { continue };
+            put(Putting { number, unit, staging }, reach, &mut merger, &mut done)?;
         }
-        units.iter().try_for_each(|unit| sync_above(&unit.destination))
+        if asked.units.iter().any(Unit::is_merged) {
+            sync(&staged)?;
+        }
+        reached.iter().try_for_each(|(unit, _, reach)| sync_above(unit, reach))
     };
     if let Err(error) = put_and_sync() {
-        if undo(done) {
+        let taken_back = merger.undo(&reached);
+        if undo(done, &reached) && taken_back {
             return Err(error);
         }
+        drop(reached);
         // What stood there is in these folders now: they must stay.
         let kept: Vec<String> = staged.into_iter().map(|staging| staging.keep().display().to_string()).collect();
         let hint = format!("what stood there could not all be moved back; look into {}", kept.join(", "));
         return Err(error.hint(hint));
     }
+    drop(reached);
     Ok(staged.into_iter().filter_map(Staging::remove).collect())
 }
 
@@ -193,9 +90,9 @@ pub(crate) fn put_all(
 fn sync(staged: &[Staging]) -> Result<()> {
     let mut synced = Vec::new();
     for staging in staged {
-        let device = rustix::fs::fstat(&staging.fd).map_err(|errno| staging.broken(errno))?.st_dev;
+        let device = rustix::fs::fstat(staging.fd()).map_err(|errno| staging.broken(errno))?.st_dev;
         if !synced.contains(&device) {
-            rustix::fs::syncfs(&staging.fd).map_err(|errno| staging.broken(errno))?;
+            rustix::fs::syncfs(staging.fd()).map_err(|errno| staging.broken(errno))?;
             synced.push(device);
         }
     }
@@ -203,149 +100,90 @@ fn sync(staged: &[Staging]) -> Result<()> {
 }
 
 /// Makes a rename durable before what it replaced is removed.
-fn sync_above(destination: &Path) -> Result<()> {
-    let folder = destination.parent().unwrap_or(destination);
-    let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| Error::io("cannot make the restore durable", folder, source))
+fn sync_above(unit: &Unit, reach: &Reach) -> Result<()> {
+    let synced = match open_folder(reach.folder.as_fd(), OsStr::new(".")) {
+        Ok(folder) => rustix::fs::fsync(folder),
+        // A folder that this user may write and not read.
+        Err(Errno::ACCESS) => Ok(()),
+        Err(errno) => Err(errno),
+    };
+    synced.map_err(|errno| Error::io("cannot make the restore durable", &unit.destination, errno.into()))
 }
 
-fn put(
-    unit: &Unit,
-    staging: &Staging,
-    ancestors: &Ancestors,
-    applier: &Applier,
-    existing: Existing,
-    done: &mut Vec<Done>,
-) -> Result<()> {
-    let to = &unit.destination;
-    let failed = |errno: Errno| Error::io("cannot move what was restored into its place", to, errno.into());
+fn put(putting: Putting<'_>, reach: &Reach, merger: &mut Merger<'_>, done: &mut Vec<Done>) -> Result<()> {
+    let Putting { number, unit, staging } = putting;
+    let failed = |errno: Errno| Error::io("cannot put the restore in its place", &unit.destination, errno.into());
+    let not_empty = || {
+        Error::new(ErrorKind::AlreadyExists, "the target is not empty any more")
+            .with("path", unit.destination.display())
+    };
+    let new = At { folder: staging.fd(), name: OsStr::new(NEW) };
+    let to = At { folder: reach.folder.as_fd(), name: &reach.name };
     match unit.standing {
         Standing::Nothing => {
-            make_parents(unit, ancestors, applier, done)?;
-            rename_new(&staging.new_path(), to).map_err(|errno| match errno {
-                Errno::EXIST | Errno::NOTEMPTY => {
-                    Error::new(ErrorKind::AlreadyExists, "something appeared at the target").with("path", to.display())
-                }
+            match rename_new(new, to) {
+                // A file system or a kernel that does not know the flag.
+                Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(new.folder, new.name, to.folder, to.name),
+                result => result,
+            }
+            .map_err(|errno| match errno {
+                Errno::EXIST | Errno::NOTEMPTY => not_empty(),
                 errno => failed(errno),
             })?;
-            done.push(Done::Renamed { from: staging.new_path(), to: to.clone() });
+            done.push(Done::Put(number, Way::Moved));
         }
-        Standing::EmptyFolder | Standing::Something => {
-            if staging.entry.borrow().is_none() {
-                keep_attributes(to, &staging.new_path()).map_err(failed)?;
-            }
-            exchange(staging, to, done).map_err(failed)?;
-            let filled = std::fs::read_dir(staging.new_path()).is_ok_and(|mut items| items.next().is_some());
-            if unit.standing == Standing::EmptyFolder && existing == Existing::Refuse && filled {
-                return Err(
-                    Error::new(ErrorKind::AlreadyExists, "the target is not empty any more").with("path", to.display())
-                );
+        Standing::EmptyFolder if staging.has_entry() => {
+            exchange(new, to).map_err(failed)?;
+            done.push(Done::Put(number, Way::Exchanged));
+            let old = open_folder(new.folder, new.name);
+            if old.is_ok_and(|old| names_in(old.as_fd()).is_ok_and(|names| !names.is_empty())) {
+                return Err(not_empty());
             }
         }
-        Standing::MountPoint => {
-            move_children(staging, to, done).map_err(failed)?;
-            if let Some(entry) = &*staging.entry.borrow() {
-                let folder =
-                    std::fs::File::open(to).map_err(|source| Error::io("cannot open the target", to, source))?;
-                applier.folder(folder.as_fd(), entry)?;
-            }
-        }
+        Standing::EmptyFolder | Standing::Something => merger.put(putting, &unit.stored, new, to)?,
+        Standing::MountPoint => merger.merge(putting, &unit.stored, new, to)?,
     }
-    Ok(())
-}
-
-/// The tree says nothing about the folder itself: it stays as it is.
-fn keep_attributes(from: &Path, to: &Path) -> Result<(), Errno> {
-    let Ok(metadata) = std::fs::metadata(from) else { return Ok(()) };
-    if metadata.is_dir() {
-        let owner = (Some(Uid::from_raw(metadata.uid())), Some(Gid::from_raw(metadata.gid())));
-        let _best_effort = rustix::fs::chown(to, owner.0, owner.1);
-        rustix::fs::chmod(to, Mode::from_raw_mode(metadata.mode()))?;
-    }
-    Ok(())
-}
-
-fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system or a kernel that does not know the flag.
-        Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(CWD, from, CWD, to),
-        result => result,
-    }
-}
-
-fn exchange(staging: &Staging, to: &Path, done: &mut Vec<Done>) -> Result<(), Errno> {
-    let new = staging.new_path();
-    match rustix::fs::renameat_with(CWD, &new, CWD, to, RenameFlags::EXCHANGE) {
-        Ok(()) => {
-            done.push(Done::Exchanged(new, to.to_owned()));
-            Ok(())
-        }
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            rename(to, &staging.old_path(), done)?;
-            rename(&new, to, done)
-        }
-        Err(errno) => Err(errno),
-    }
-}
-
-fn move_children(staging: &Staging, to: &Path, done: &mut Vec<Done>) -> Result<(), Errno> {
-    std::fs::DirBuilder::new().mode(0o700).create(staging.old_path()).map_err(|source| errno_of(&source))?;
-    let keep = |name: &OsStr| Some(name) == staging.path.file_name() || name.as_bytes() == LOST_AND_FOUND.as_bytes();
-    for name in names(to)?.iter().filter(|name| !keep(name)) {
-        rename(&to.join(name), &staging.old_path().join(name), done)?;
-    }
-    for name in names(&staging.new_path())? {
-        // A saved `lost+found` has nowhere to go: the file system has its own.
-        if name.as_bytes() != LOST_AND_FOUND.as_bytes() || !to.join(&name).exists() {
-            rename(&staging.new_path().join(&name), &to.join(&name), done)?;
-        }
-    }
-    Ok(())
-}
-
-fn names(folder: &Path) -> Result<Vec<std::ffi::OsString>, Errno> {
-    let items = std::fs::read_dir(folder).map_err(|source| errno_of(&source))?;
-    items.map(|item| item.map(|item| item.file_name()).map_err(|source| errno_of(&source))).collect()
-}
-
-fn errno_of(source: &std::io::Error) -> Errno {
-    Errno::from_io_error(source).unwrap_or(Errno::IO)
-}
-
-fn rename(from: &Path, to: &Path, done: &mut Vec<Done>) -> Result<(), Errno> {
-    rustix::fs::renameat(CWD, from, CWD, to)?;
-    done.push(Done::Renamed { from: from.to_owned(), to: to.to_owned() });
     Ok(())
 }
 
 /// Makes the folders above the destination that are missing, with the attributes that were saved.
-fn make_parents(unit: &Unit, ancestors: &Ancestors, applier: &Applier, done: &mut Vec<Done>) -> Result<()> {
-    let missing: Vec<&Path> = unit.destination.ancestors().skip(1).take_while(|folder| !folder.exists()).collect();
+fn make_parents(unit: &Unit, ancestors: &Ancestors, applier: &Applier, done: &mut Vec<Done>) -> Result<Reach> {
+    // Reached anew: another part may have made some of them.
+    let Reach { mut folder, missing, name } = unit.reach()?;
     let depth = unit.stored.components().count();
-    for (above, folder) in missing.iter().enumerate().rev() {
-        let failed = |source| Error::io("cannot make a folder above the target", folder, source);
-        std::fs::create_dir(folder).map_err(failed)?;
-        done.push(Done::Made((*folder).to_owned()));
-        let Some(levels) = depth.checked_sub(above + 1).filter(|levels| *levels > 0) else { continue };
+    for (index, made) in missing.iter().enumerate() {
+        let above = missing.len() - index;
+        let path = || unit.destination.ancestors().nth(above).unwrap_or(&unit.destination).to_owned();
+        let failed = |errno: Errno| Error::io("cannot make a folder above the target", path(), errno.into());
+        rustix::fs::mkdirat(&folder, made, Mode::from_raw_mode(0o777)).map_err(failed)?;
+        let opened = open_folder(folder.as_fd(), made).map_err(failed)?;
+        done.push(Done::Made(std::mem::replace(&mut folder, opened), made.clone()));
+        let Some(levels) = depth.checked_sub(above).filter(|levels| *levels > 0) else { continue };
         let stored: Vec<&[u8]> = unit.stored.components().take(levels).collect();
         if let Some(entry) = ancestors.0.get(&TreePath::new(stored.join(&b'/'))?) {
-            let opened = std::fs::File::open(folder).map_err(failed)?;
-            applier.folder(opened.as_fd(), entry)?;
+            applier.folder(folder.as_fd(), entry)?;
         }
     }
-    Ok(())
+    Ok(Reach { folder, missing: Vec::new(), name })
 }
 
 /// Takes everything back, last first. `false`: not everything could be.
-fn undo(done: Vec<Done>) -> bool {
+fn undo(done: Vec<Done>, reached: &[(&Unit, &Staging, Reach)]) -> bool {
     let mut whole = true;
     for step in done.into_iter().rev() {
         let result = match step {
-            Done::Made(path) => std::fs::remove_dir(path),
-            Done::Renamed { from, to } => std::fs::rename(to, from),
-            Done::Exchanged(a, b) => {
-                rustix::fs::renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).map_err(std::io::Error::from)
-            }
+            Done::Made(parent, name) => rustix::fs::unlinkat(&parent, &name, AtFlags::REMOVEDIR),
+            Done::Put(number, way) => match reached.get(number) {
+                Some((_, staging, reach)) => {
+                    let new = At { folder: staging.fd(), name: OsStr::new(NEW) };
+                    let to = At { folder: reach.folder.as_fd(), name: &reach.name };
+                    match way {
+                        Way::Moved => rustix::fs::renameat(to.folder, to.name, new.folder, new.name),
+                        Way::Exchanged => exchange(new, to),
+                    }
+                }
+                None => Err(Errno::INVAL),
+            },
         };
         whole &= result.is_ok();
     }

@@ -10,6 +10,7 @@ use backup_core::engine::{
     Restorer, Source, SourceSummary, Verifier, VerifyReport,
 };
 use backup_core::error::Result;
+use backup_core::manifest::SourceRecord;
 use backup_core::{BackupReader, BackupWriter, RunContext};
 
 use super::backup::{beside, locate, scratch};
@@ -82,6 +83,14 @@ impl Restorer for Sqlite {
 
     async fn restore(&self, cx: &RunContext, from: &BackupReader, plan: RestorePlan) -> Result<RestoreReport> {
         restore::restore(cx, from, &self.paths, plan).await
+    }
+
+    fn places(&self, _: Option<&SourceRecord>) -> Vec<PathBuf> {
+        let whole = |path: &PathBuf| {
+            let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            [""].iter().chain(&restore::COMPANIONS).map(|ending| beside(&path, ending)).collect::<Vec<_>>()
+        };
+        self.paths.iter().flat_map(whole).collect()
     }
 }
 

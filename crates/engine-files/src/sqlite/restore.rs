@@ -3,25 +3,29 @@
 //! Invariant: the new database never stands beside the `-wal`, `-shm` or `-journal` of the old one. SQLite would take
 //! them for its own and write old pages into it (sqlite.org/howtocorrupt.html, section 1.4).
 
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use backup_core::engine::{Existing, Place, RestorePlan, RestoreReport, RestoreTarget};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::tree::TreePath;
 use backup_core::{BackupReader, RunContext};
 use rusqlite::Connection;
-use rustix::fs::{Access, Gid, Mode, Uid};
+use rustix::fs::{Access, AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::process::{Flock, FlockOffsetType, FlockType};
-use tempfile::TempDir;
 
 use super::backup::beside;
 use super::connection::{blocking, explain};
 use super::record::{DatabaseRecord, databases};
 use super::verify::{fetch, pragma};
 use crate::owners::Owners;
+use crate::restore::{At, Location, Reach, Staging, enter, exchange, in_the_way};
 
 /// What belongs to a database besides its file.
-const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+pub(super) const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// The bytes that SQLite locks: every connection to a database in WAL mode, and every reader, holds one of them
 /// (`SHARED_FIRST` and `SHARED_SIZE` in SQLite's `os.h`).
 const SHARED_FIRST: u64 = 0x4000_0002;
@@ -31,7 +35,10 @@ const SHARED_SIZE: u64 = 510;
 #[derive(Debug, Clone)]
 struct Task {
     record: DatabaseRecord,
+    /// For people, and for looking.
     to: PathBuf,
+    /// The same, for writing: no link below what the operator named is followed.
+    location: Location,
 }
 
 /// Decides which database goes where.
@@ -43,8 +50,11 @@ fn decide(from: &BackupReader, paths: &[PathBuf], to: &RestoreTarget) -> Result<
     let all = databases(from)?;
     let mut tasks = Vec::new();
     for record in select(&all, &to.select)? {
-        let to = match &to.place {
-            Place::Original => original(record, &all, paths)?,
+        let location = match &to.place {
+            Place::Original => {
+                let path = original(record, &all, paths)?;
+                located(path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default().as_ref())?
+            }
             Place::Folder(folder) => {
                 let alone = all.iter().filter(|other| other.file_name() == record.file_name()).count() == 1;
                 let below = if alone {
@@ -54,12 +64,18 @@ fn decide(from: &BackupReader, paths: &[PathBuf], to: &RestoreTarget) -> Result<
                 };
                 let folder = std::path::absolute(folder)
                     .map_err(|source| Error::io("cannot resolve the folder", folder, source))?;
-                folder.join(below)
+                // The folder itself may have been prepared by somebody else, as may what is in it.
+                let name = folder.file_name().map_or(Path::new(""), Path::new);
+                located(folder.parent().unwrap_or(Path::new("/")), &name.join(below))?
             }
         };
-        tasks.push(Task { record: record.clone(), to });
+        tasks.push(Task { record: record.clone(), to: location.path(), location });
     }
     Ok(tasks)
+}
+
+fn located(above: &Path, below: &Path) -> Result<Location> {
+    Ok(Location::new(above, &TreePath::new(below.as_os_str().as_bytes().to_vec())?))
 }
 
 fn select<'a>(all: &'a [DatabaseRecord], wanted: &[String]) -> Result<Vec<&'a DatabaseRecord>> {
@@ -115,6 +131,7 @@ impl Task {
     }
 
     fn check(&self, existing: Existing) -> Result<()> {
+        self.location.reach()?;
         if let Some(path) = self.occupied()? {
             if existing == Existing::Refuse {
                 return Err(Error::new(ErrorKind::AlreadyExists, "the target is not empty")
@@ -161,8 +178,9 @@ fn check_unused(path: &Path) -> Result<()> {
 
 /// Decides what a restore would do. Changes nothing.
 pub(crate) fn plan(from: &BackupReader, paths: &[PathBuf], to: &RestoreTarget) -> Result<RestorePlan> {
+    to.refuse_comparison("SQLite databases")?;
     let tasks = decide(from, paths, to)?;
-    let mut plan = RestorePlan { steps: Vec::new(), bytes: 0, target: to.clone(), warnings: Vec::new() };
+    let mut plan = RestorePlan { steps: Vec::new(), bytes: 0, target: to.clone(), warnings: Vec::new(), changes: None };
     for task in &tasks {
         task.check(to.existing)?;
         plan.steps.push(task.step()?);
@@ -186,8 +204,7 @@ pub(crate) async fn restore(
     for task in tasks {
         task.check(plan.target.existing)?;
         cx.step(format!("restoring {}", task.to.display()));
-        made.make_above(&task.to)?;
-        let one = Staged::begin(task)?;
+        let one = Staged::begin(made.make_above(&task.location)?, task)?;
         report.bytes += fetch(cx, from, &one.task.record, &one.new_path()).await?;
         let record = one.task.record.clone();
         let path = one.new_path();
@@ -200,29 +217,26 @@ pub(crate) async fn restore(
     // From here on nothing is awaited: the exchange is not left half-way by a future that is dropped.
     let existing = plan.target.existing;
     let mut done = Vec::new();
-    for one in &staged {
-        if let Err(error) = one.task.check(existing).and_then(|()| one.exchange(&mut done)) {
-            let whole = done
-                .into_iter()
-                .rev()
-                .fold(true, |whole, (from, to): (PathBuf, PathBuf)| std::fs::rename(to, from).is_ok() && whole);
-            if whole {
-                return Err(error);
-            }
-            let kept: Vec<String> = staged.into_iter().map(|one| one.folder.keep().display().to_string()).collect();
-            return Err(
-                error.hint(format!("what stood there could not all be moved back; look into {}", kept.join(", ")))
-            );
+    let exchanged = staged
+        .iter()
+        .try_for_each(|one| one.task.check(existing).and_then(|()| one.exchange(&mut done)).and_then(|()| one.sync()));
+    if let Err(error) = exchanged {
+        let mut whole = true;
+        for step in done.iter().rev() {
+            whole &= step.take_back().is_ok();
         }
+        drop(done);
+        if whole {
+            return Err(error);
+        }
+        let kept: Vec<String> = staged.into_iter().map(|one| one.staging.keep().display().to_string()).collect();
+        return Err(error.hint(format!("what stood there could not all be moved back; look into {}", kept.join(", "))));
     }
+    drop(done);
     made.keep();
     for one in staged {
         report.restored.push(one.task.to.display().to_string());
-        sync_folder(&one.task.to)?;
-        let path = one.folder.path().to_owned();
-        if let Err(source) = one.folder.close() {
-            report.warnings.push(format!("the temporary folder `{}` could not be removed: {source}", path.display()));
-        }
+        report.warnings.extend(one.staging.remove());
     }
     for warning in &report.warnings {
         cx.warn(warning.clone());
@@ -234,44 +248,82 @@ pub(crate) async fn restore(
 #[derive(Debug)]
 struct Staged {
     task: Task,
-    folder: TempDir,
+    staging: Staging,
+    place: Reach,
+    /// The names of what may belong to the database that stands there.
+    companions: Vec<OsString>,
 }
 
+/// Something that was renamed or exchanged.
+struct Step<'a> {
+    from: At<'a>,
+    to: (std::os::fd::BorrowedFd<'a>, OsString),
+    exchanged: bool,
+}
+
+impl Step<'_> {
+    fn take_back(&self) -> Result<(), Errno> {
+        let to = At { folder: self.to.0, name: &self.to.1 };
+        if self.exchanged {
+            return exchange(self.from, to);
+        }
+        rustix::fs::renameat(to.folder, to.name, self.from.folder, self.from.name)
+    }
+}
+
+/// The names of the new database and of the old one in the staging folder.
+const NEW: &str = "new";
+const OLD: &str = "old";
+
 impl Staged {
-    fn begin(task: Task) -> Result<Self> {
-        let above = task.existing_folder();
-        let name = String::from_utf8_lossy(task.to.file_name().unwrap_or_default().as_bytes()).into_owned();
-        let prefix: String = std::iter::once('.').chain(name.chars().take(40)).chain(".stackward-".chars()).collect();
-        let failed = |source| Error::io("cannot make a temporary folder beside the target", above, source);
-        let folder = tempfile::Builder::new().prefix(&prefix).rand_bytes(8).tempdir_in(above).map_err(failed)?;
-        Ok(Self { task, folder })
+    fn begin(place: Reach, task: Task) -> Result<Self> {
+        let above = task.to.parent().unwrap_or(Path::new("/"));
+        let duplicate = place.folder.try_clone();
+        let parent = duplicate.map_err(|source| Error::io("cannot open the folder", above, source))?;
+        let staging = Staging::begin(parent, above, &place.name)?;
+        let companion = |ending: &str| beside(Path::new(&place.name), ending).into_os_string();
+        let companions = COMPANIONS.into_iter().map(companion).collect();
+        Ok(Self { task, staging, place, companions })
     }
 
+    /// A path that leads into the staging folder, whatever is renamed above it.
     fn new_path(&self) -> PathBuf {
-        self.folder.path().join("new")
+        PathBuf::from(format!("/proc/self/fd/{}/{NEW}", self.staging.fd().as_raw_fd()))
     }
 
     /// Moves the old database and its companions away, then the new one in. `done` tells what to take back.
-    fn exchange(&self, done: &mut Vec<(PathBuf, PathBuf)>) -> Result<()> {
-        let to = &self.task.to;
-        let old = self.folder.path().join("old");
-        let mut rename = |from: &Path, to: &Path| -> Result<()> {
-            std::fs::rename(from, to)
-                .map_err(|source| Error::io("cannot put the database in its place", to, source))?;
-            done.push((from.to_owned(), to.to_owned()));
+    fn exchange<'a>(&'a self, done: &mut Vec<Step<'a>>) -> Result<()> {
+        let failed = |errno: Errno| Error::io("cannot put the database in its place", &self.task.to, errno.into());
+        let (here, aside) = (self.place.folder.as_fd(), self.staging.fd());
+        let stands = |name: &OsStr| rustix::fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let name = self.place.name.as_os_str();
+        let new = At { folder: aside, name: OsStr::new(NEW) };
+        let companions: Vec<_> = self.companions.iter().zip(COMPANIONS).filter(|(name, _)| stands(name)).collect();
+        if companions.is_empty() && stands(name) {
+            // Alone, the two change places in one step.
+            exchange(new, At { folder: here, name }).map_err(failed)?;
+            done.push(Step { from: new, to: (here, name.to_owned()), exchanged: true });
+            return Ok(());
+        }
+        let mut rename = |from: At<'a>, to: (std::os::fd::BorrowedFd<'a>, OsString)| -> Result<()> {
+            rustix::fs::renameat(from.folder, from.name, to.0, &to.1).map_err(failed)?;
+            done.push(Step { from, to, exchanged: false });
             Ok(())
         };
         // The database first: without it, its companions are nothing that SQLite would open.
-        if std::fs::symlink_metadata(to).is_ok() {
-            rename(to, &old)?;
+        if stands(name) {
+            rename(At { folder: here, name }, (aside, OLD.into()))?;
         }
-        for ending in COMPANIONS {
-            let companion = beside(to, ending);
-            if std::fs::symlink_metadata(&companion).is_ok() {
-                rename(&companion, &beside(&old, ending))?;
-            }
+        for (companion, ending) in companions {
+            rename(At { folder: here, name: companion }, (aside, format!("{OLD}{ending}").into()))?;
         }
-        rename(&self.new_path(), to)
+        rename(new, (here, name.to_owned()))
+    }
+
+    fn sync(&self) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let synced = rustix::fs::openat(&self.place.folder, ".", flags, Mode::empty()).and_then(rustix::fs::fsync);
+        synced.map_err(|errno| Error::io("cannot make the restore durable", &self.task.to, errno.into()))
     }
 }
 
@@ -304,24 +356,24 @@ fn finish(path: &Path, record: &DatabaseRecord) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-fn sync_folder(file: &Path) -> Result<()> {
-    let Some(folder) = file.parent() else { return Ok(()) };
-    let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|source| Error::io("cannot make the restore durable", folder, source))
-}
-
 /// Folders that the restore made; removed again when it fails.
 #[derive(Debug, Default)]
-struct MadeFolders(Vec<PathBuf>);
+struct MadeFolders(Vec<(OwnedFd, OsString)>);
 
 impl MadeFolders {
-    fn make_above(&mut self, file: &Path) -> Result<()> {
-        let missing: Vec<&Path> = file.ancestors().skip(1).take_while(|folder| !folder.exists()).collect();
-        for folder in missing.into_iter().rev() {
-            std::fs::create_dir(folder).map_err(|source| Error::io("cannot make the folder", folder, source))?;
-            self.0.push(folder.to_owned());
+    /// Opens the folder of `to`, and makes those above it that are missing. No link is followed.
+    fn make_above(&mut self, to: &Location) -> Result<Reach> {
+        let mut reach = to.reach()?;
+        for name in std::mem::take(&mut reach.missing) {
+            let failed = |errno: Errno| match errno {
+                Errno::EXIST | Errno::NOTDIR | Errno::LOOP => in_the_way(&to.path()),
+                errno => Error::io("cannot make a folder above the database", to.path(), errno.into()),
+            };
+            rustix::fs::mkdirat(&reach.folder, &name, Mode::from_raw_mode(0o777)).map_err(failed)?;
+            let made = enter(reach.folder.as_fd(), &name).map_err(failed)?;
+            self.0.push((std::mem::replace(&mut reach.folder, made), name));
         }
-        Ok(())
+        Ok(reach)
     }
 
     fn keep(&mut self) {
@@ -331,9 +383,9 @@ impl MadeFolders {
 
 impl Drop for MadeFolders {
     fn drop(&mut self) {
-        for folder in self.0.iter().rev() {
+        for (parent, name) in self.0.iter().rev() {
             // Whatever somebody else put there meanwhile stays.
-            let _not_empty = std::fs::remove_dir(folder);
+            let _not_empty = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
         }
     }
 }

@@ -62,7 +62,7 @@ fn entry(path: &str, kind: EntryKind) -> TreeEntry {
     }
 }
 
-fn dir(path: &str) -> TreeEntry {
+pub(crate) fn dir(path: &str) -> TreeEntry {
     entry(path, EntryKind::Directory)
 }
 
@@ -86,7 +86,7 @@ async fn hand_made(entries: Vec<TreeEntry>, details: serde_json::Value) -> (Memo
     (sink, manifest)
 }
 
-async fn hand_made_reader(entries: Vec<TreeEntry>, details: serde_json::Value) -> BackupReader {
+pub(crate) async fn hand_made_reader(entries: Vec<TreeEntry>, details: serde_json::Value) -> BackupReader {
     let (sink, manifest) = hand_made(entries, details).await;
     reader(&sink, &manifest).await
 }

@@ -6,6 +6,8 @@ mod changes;
 mod conformance;
 mod filters;
 mod hostile;
+mod merge;
+mod property;
 mod round_trip;
 mod sqlite;
 mod support;

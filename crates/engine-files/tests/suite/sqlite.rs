@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use backup_core::RunContext;
-use backup_core::engine::{Engine, RestoreTarget};
+use backup_core::engine::{Engine, Existing, RestoreTarget};
 use backup_core::error::{Error, ErrorKind};
 use backup_core::host::{Host, HostCommand, LocalHost};
 use backup_testkit::MemorySink;
@@ -147,6 +147,16 @@ async fn a_stale_wal_of_the_old_database_does_not_reach_the_new_one() {
     fs::write(&stale, only_wal).unwrap();
     let error = restore(&stale_engine, &from, &RestoreTarget::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let comparing = RestoreTarget { existing: Existing::Update, ..RestoreTarget::default() };
+    let error = restore(&stale_engine, &from, &comparing).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("--delta"), "{error:?}");
+    // A folder that somebody else prepared: no link in it, and not itself, is followed.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let planted = elsewhere.path().join("planted");
+    std::os::unix::fs::symlink(&dead, &planted).unwrap();
+    let to = replacing(crate::support::into_folder(&planted));
+    let error = restore(&stale_engine, &from, &to).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::AlreadyExists && error.to_string().contains("planted"), "{error:?}");
     restore(&stale_engine, &from, &replacing(RestoreTarget::default())).await.unwrap();
     assert_eq!(names(&dead), ["bank.db"], "the old -wal is gone, nothing temporary is left");
     assert_eq!(query(&stale, "SELECT sum(balance) FROM account"), "100000");

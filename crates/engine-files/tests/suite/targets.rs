@@ -89,7 +89,7 @@ async fn a_plan_changes_nothing_and_says_what_will_happen() {
     let to = replacing(RestoreTarget::default());
     let plan = saved.engine.restorer.plan_restore(&RunContext::new(name()), &from, &to).await.unwrap();
     assert_eq!(plan.steps.len(), 6, "{:?}", plan.steps);
-    assert!(plan.steps[1].contains("then remove what stood there"), "{:?}", plan.steps);
+    assert!(plan.steps[1].contains("what is not in the snapshot stays"), "{:?}", plan.steps);
     assert_eq!(plan.bytes, 8);
     assert_eq!(describe(saved.home.path()), before);
 }
@@ -138,7 +138,7 @@ async fn replace_keeps_the_old_until_the_new_is_complete() {
     restore(&saved.engine, &saved.reader().await, &to).await.unwrap();
     assert_eq!(fs::read_to_string(saved.at("live/one/a")).unwrap(), "a");
     assert_eq!(fs::read_to_string(saved.at("live/single")).unwrap(), "single");
-    assert_eq!(names(&saved.at("live/two")), ["also-a", "also-a-2"], "what the backup does not have is gone");
+    assert_eq!(names(&saved.at("live/two")), ["also-a", "also-a-2", "new"], "what the backup does not have stays");
     assert_eq!(names(&saved.at("live")), ["one", "single", "two"], "no temporary folder is left");
 }
 
@@ -176,7 +176,7 @@ async fn a_folder_that_is_not_empty_keeps_what_the_restore_does_not_bring() {
     assert_eq!(restore(&saved.engine, &from, &to).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
     restore(&saved.engine, &from, &replacing(to)).await.unwrap();
     assert_eq!(fs::read_to_string(folder.join("mine")).unwrap(), "mine");
-    assert_eq!(names(&saved.below(&folder, "live/one")), ["a", "sub"]);
+    assert_eq!(names(&saved.below(&folder, "live/one")), ["a", "old", "sub"]);
     assert_eq!(names(&saved.below(&folder, "live")), ["one", "single", "two"]);
 }
 
@@ -278,8 +278,9 @@ async fn a_mount_point_is_filled_in_place() {
     }
     .await;
     run("umount", vec![path]).await;
-    let expected = (["a", "lost+found", "sub"].map(str::to_owned).to_vec(), "a".to_owned());
-    assert_eq!(outcome, Ok((expected.clone(), Some(ErrorKind::AlreadyExists), expected)));
+    let expected = |names: &[&str]| (names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), "a".to_owned());
+    let (first, second) = (expected(&["a", "lost+found", "sub"]), expected(&["a", "lost+found", "new", "sub"]));
+    assert_eq!(outcome, Ok((first, Some(ErrorKind::AlreadyExists), second)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

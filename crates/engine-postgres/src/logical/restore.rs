@@ -32,7 +32,8 @@ impl Restorer for Logical {
                 (steps(&blueprint, &self.server.describe()), artifacts, blueprint.warnings)
             };
             let sizes = artifacts.iter().filter_map(|name| from.record().artifact(name)).map(|artifact| artifact.bytes);
-            Ok(RestorePlan { steps, bytes: sizes.fold(0, u64::saturating_add), target: to.clone(), warnings })
+            let bytes = sizes.fold(0, u64::saturating_add);
+            Ok(RestorePlan { steps, bytes, target: to.clone(), warnings, changes: None })
         })
         .await
     }

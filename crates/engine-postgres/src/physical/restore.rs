@@ -129,6 +129,7 @@ impl Physical {
             bytes,
             target: to.clone(),
             warnings: damage(details),
+            changes: None,
         };
         plan.steps.extend(way.map(Way::describe));
         if to.afterwards == Afterwards::Leave && needs_links && !follows_links(PgVersion(details.version_number)) {

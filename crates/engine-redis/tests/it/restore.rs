@@ -1,7 +1,7 @@
 //! Restores: into running servers, by files, into folders; and what they refuse.
 
 use backup_core::RunContext;
-use backup_core::engine::RestoreTarget;
+use backup_core::engine::{Existing, RestoreTarget};
 use backup_core::error::ErrorKind;
 use backup_testkit::PrivateRedis;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,10 @@ async fn what_a_server_holds_is_replaced_only_when_told() {
     let before = target.digest();
     let error = restore(&into, &saved, &RestoreTarget::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    let comparing = RestoreTarget { existing: Existing::Update, ..RestoreTarget::default() };
+    let error = restore(&into, &saved, &comparing).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("--delta") && error.remedy().unwrap().contains("--force"), "{error}");
     assert_eq!(target.digest(), before);
     restore(&into, &saved, &replacing()).await.unwrap();
     assert_eq!(target.digest(), server.digest());
