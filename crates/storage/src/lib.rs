@@ -9,7 +9,9 @@ pub mod keys;
 mod location;
 mod ordered;
 mod place;
+mod places;
 mod repository;
+mod run_lock;
 mod summaries;
 
 use std::path::Path;
@@ -22,8 +24,10 @@ use backup_core::sink::Sink;
 
 pub use directory::Directory;
 pub use keys::Unlock;
+pub use places::local_places;
 pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
+pub use run_lock::RunLock;
 
 /// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.
 ///
