@@ -18,7 +18,7 @@ use crate::args::StatusArgs;
 use crate::exit::Exit;
 use crate::output::{self, Align, Table};
 use crate::session::Session;
-use crate::stack::{Access, Part, Stack};
+use crate::stack::{Access, Part, Stack, clock};
 
 /// A followed source whose archive is older than this is not being followed, whatever is promised.
 const LAG_LIMIT: Duration = Duration::from_mins(15);
@@ -88,10 +88,14 @@ async fn status(
     logs: Option<&Arc<dyn LogStore>>,
 ) -> Result<Status> {
     let Recoverable { log, windows, snapshot } = Recoverable::look(session, stack, part, sink, logs).await?;
-    let end = windows.last().map(|window| window.to).max(snapshot);
+    let reached = windows.last().map(|window| window.to);
+    let end = reached.filter(|end| !clock::is_ahead(*end)).max(snapshot);
     let lag = end.map(|end| Duration::try_from(Timestamp::now().duration_since(end)).unwrap_or_default());
     let followed = part.engine.follower.is_some();
-    let problems = problems(&log, followed, lag, stack.plan.promise.rpo.map(|rpo| rpo.0), &windows);
+    let mut problems = problems(&log, followed, lag, stack.plan.promise.rpo.map(|rpo| rpo.0), &windows);
+    let mut ahead = clock::alarms(sink, &stack.plan.name).await?;
+    ahead.extend(reached.filter(|end| clock::is_ahead(*end)).map(|end| clock::alarm("the archive", end)));
+    problems.extend(ahead.into_iter().map(|what| Problem { gravity: Gravity::Warning, what }));
     Ok(Status {
         source: part.name().clone(),
         engine: part.config.engine.clone(),
