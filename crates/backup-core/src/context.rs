@@ -11,6 +11,15 @@ use crate::event::{Event, SharedObserver, Silent};
 use crate::log::SegmentId;
 use crate::names::SourceName;
 
+/// A folder of our own: what is saved there would be saved into itself, and grow each time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPlace {
+    /// The folder.
+    pub path: PathBuf,
+    /// What it is, for people: `the repository`.
+    pub what: String,
+}
+
 /// The context of one operation on one source. Cheap to clone.
 #[derive(Clone)]
 pub struct RunContext {
@@ -19,6 +28,7 @@ pub struct RunContext {
     cancel: CancellationToken,
     scratch: Arc<PathBuf>,
     jobs: usize,
+    own_places: Arc<Vec<OwnPlace>>,
     warnings: Arc<Mutex<Vec<String>>>,
 }
 
@@ -35,6 +45,7 @@ impl RunContext {
             cancel: CancellationToken::new(),
             scratch: Arc::new(std::env::temp_dir()),
             jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            own_places: Arc::default(),
             warnings: Arc::default(),
         }
     }
@@ -58,6 +69,19 @@ impl RunContext {
     pub fn scratch_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.scratch = Arc::new(folder.into());
         self
+    }
+
+    /// Leaves `places` out of what is saved.
+    #[must_use]
+    pub fn keeping_out_of(mut self, places: Vec<OwnPlace>) -> Self {
+        self.own_places = Arc::new(places);
+        self
+    }
+
+    /// Folders that no source saves, because they are our own.
+    #[must_use]
+    pub fn own_places(&self) -> &[OwnPlace] {
+        &self.own_places
     }
 
     /// Uses up to `jobs` workers.

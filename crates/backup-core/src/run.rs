@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{RunContext, interrupted};
+use crate::context::{OwnPlace, RunContext, interrupted};
 use crate::engine::{Source, SourceSummary};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, SharedObserver, Silent};
@@ -49,6 +49,8 @@ pub struct RunOptions {
     pub cancel: CancellationToken,
     /// Where sources put temporary files.
     pub scratch: std::path::PathBuf,
+    /// What no source saves: the repository, this machine's state.
+    pub own_places: Vec<OwnPlace>,
 }
 
 impl RunOptions {
@@ -62,6 +64,7 @@ impl RunOptions {
             observer: Arc::new(Silent),
             cancel: CancellationToken::new(),
             scratch: std::env::temp_dir(),
+            own_places: Vec::new(),
         }
     }
 }
@@ -128,7 +131,8 @@ async fn run_all(
         let cx = RunContext::new(task.name.clone())
             .observed_by(Arc::clone(&options.observer))
             .cancelled_by(stop.clone())
-            .scratch_in(&options.scratch);
+            .scratch_in(&options.scratch)
+            .keeping_out_of(options.own_places.clone());
         let (writer, slots) = (Arc::clone(writer), Arc::clone(&slots));
         running.spawn(async move {
             let _slot = slots.acquire_owned().await;

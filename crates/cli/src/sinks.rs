@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use backup_core::Result;
 use backup_core::plan::{RepositoryConfig, SinkConfig};
 use backup_core::sink::Sink;
+use backup_core::{PlanName, Result, SourceName};
 
 use storage as backend;
-pub use storage::{Created, QuickLog, RecipientInfo, Repository, Unlock, keys, local_places};
+pub use storage::{Created, QuickLog, RecipientInfo, Repository, RunLock, Unlock, keys, local_places};
 
 /// What makes and opens sinks. `folder` is where relative paths of the plan start.
 #[async_trait]
@@ -29,6 +29,21 @@ pub trait Sinks: std::fmt::Debug + Send + Sync {
     /// Those of opening a repository.
     fn quick_log(&self, sink: &SinkConfig, folder: &Path) -> Result<Option<QuickLog>> {
         let (_, _) = (sink, folder);
+        Ok(None)
+    }
+
+    /// Keeps others on this machine from backing up `sources` of `plan` at the same time, as long as the answer lives.
+    ///
+    /// # Errors
+    /// [`Busy`](backup_core::ErrorKind::Busy) when somebody does.
+    fn lock(
+        &self,
+        sink: &SinkConfig,
+        folder: &Path,
+        plan: &PlanName,
+        sources: &[&SourceName],
+    ) -> Result<Option<RunLock>> {
+        let (_, _, _, _) = (sink, folder, plan, sources);
         Ok(None)
     }
 
@@ -55,6 +70,16 @@ impl Sinks for Stored {
             SinkConfig::Repository(config) => QuickLog::open(config, folder),
             SinkConfig::Directory(_) => Ok(None),
         }
+    }
+
+    fn lock(
+        &self,
+        sink: &SinkConfig,
+        folder: &Path,
+        plan: &PlanName,
+        sources: &[&SourceName],
+    ) -> Result<Option<RunLock>> {
+        RunLock::take(sink, folder, plan, sources).map(Some)
     }
 
     async fn repository(&self, config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {

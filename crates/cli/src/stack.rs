@@ -3,6 +3,7 @@
 //! Invariant: building runs nothing and contacts nothing; only [`Stack::open`] does.
 
 mod choose;
+pub(crate) mod clock;
 mod locate;
 mod neighbours;
 mod unlock;

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup_core::RunContext;
-use backup_core::error::{Error, Result};
+use backup_core::context::OwnPlace;
+use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::{EntryKind, TreeEntry, TreePath};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -133,6 +134,26 @@ pub(crate) struct Walker<'a> {
     without_xattrs: HashSet<u64>,
     path_buffer: Vec<u8>,
     left_out: LeftOut,
+    own: Vec<Own>,
+}
+
+/// A folder that belongs to the backup itself.
+#[derive(Debug)]
+struct Own {
+    id: (u64, u64),
+    place: OwnPlace,
+}
+
+impl Own {
+    /// Those that are there now.
+    fn of(cx: &RunContext) -> Vec<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let own = |place: &OwnPlace| {
+            let found = std::fs::metadata(&place.path).ok()?;
+            Some(Self { id: (found.dev(), found.ino()), place: place.clone() })
+        };
+        cx.own_places().iter().filter_map(own).collect()
+    }
 }
 
 impl<'a> Walker<'a> {
@@ -157,6 +178,7 @@ impl<'a> Walker<'a> {
             without_xattrs: HashSet::new(),
             path_buffer: Vec::new(),
             left_out: LeftOut::default(),
+            own: Own::of(cx),
         }
     }
 
@@ -282,11 +304,29 @@ impl<'a> Walker<'a> {
             return Ok(None);
         }
         if kind == FileType::Directory {
+            if let Some(own) = self.own.iter().find(|own| own.id == (stat.st_dev, stat.st_ino)) {
+                self.leave_out(own, &path, route.is_some())?;
+                self.left_out.excluded += 1;
+                return Ok(None);
+            }
             let inside = is_root || (scope == Scope::Saved && !excluded);
             let scope = if inside { Scope::Saved } else { Scope::OnTheWay };
             return self.visit_folder(path, parent, stat, scope, route);
         }
         self.visit_other(path, parent, stat, kind)
+    }
+
+    /// Says that a folder of our own is not saved.
+    fn leave_out(&self, own: &Own, path: &TreePath, is_asked_for: bool) -> Result<()> {
+        let OwnPlace { what, .. } = &own.place;
+        if is_asked_for {
+            let message = format!("`/{path}` is {what}: it would be saved into itself, and grow each time");
+            return Err(Error::new(ErrorKind::Plan, message).hint(
+                "take the path out of `paths` in the plan; docs/threat-model.md says how to mirror a repository",
+            ));
+        }
+        self.cx.warn(format!("`/{path}` is {what}, and is not saved into itself"));
+        Ok(())
     }
 
     fn is_excluded(&self, path: &TreePath, what: What) -> bool {

@@ -11,6 +11,7 @@ mod ordered;
 mod place;
 mod places;
 mod repository;
+mod run_lock;
 mod summaries;
 
 use std::path::Path;
@@ -26,6 +27,7 @@ pub use keys::Unlock;
 pub use places::local_places;
 pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
+pub use run_lock::RunLock;
 
 /// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.
 ///

@@ -55,7 +55,9 @@ fn objects(folder: &Path, start: &str) -> Vec<PathBuf> {
 fn remove(folder: &Path, start: &str) {
     let found = objects(folder, start);
     assert!(!found.is_empty(), "nothing in {} begins with {start}", folder.display());
-    found.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    for path in found {
+        std::fs::remove_file(path).unwrap();
+    }
 }
 
 /// A lost index object costs nothing, and the next run lists in its own what was lost.

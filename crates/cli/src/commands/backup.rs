@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_core::context::OwnPlace;
 use backup_core::event::{Event, SharedObserver};
 use backup_core::manifest::{Manifest, Outcome, SourceOutcome, SourceRecord};
 use backup_core::run::{RunOptions, Task};
@@ -14,6 +15,7 @@ use crate::args::BackupArgs;
 use crate::exit::Exit;
 use crate::output::{self, Align, Table};
 use crate::session::Session;
+use crate::sinks::local_places;
 use crate::stack::{Access, Part, Stack};
 
 pub(crate) async fn run(session: &Session<'_>, args: &BackupArgs) -> Result<Exit> {
@@ -23,6 +25,8 @@ pub(crate) async fn run(session: &Session<'_>, args: &BackupArgs) -> Result<Exit
     if args.dry_run {
         return dry_run(session, &stack, &parts, &sink.describe()).await;
     }
+    let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
+    let _alone = session.world.sinks.lock(&stack.plan.sink, &stack.folder, &stack.plan.name, &names)?;
     let manifest = back_up(session, &stack, &parts, sink.as_ref()).await?;
     Ok(tell(session, &manifest))
 }
@@ -38,6 +42,8 @@ pub(crate) async fn back_up(
     options.concurrency = stack.plan.concurrency;
     options.observer = session.output.observer();
     options.cancel = session.cancel.clone();
+    let own = local_places(&stack.plan.sink, &stack.folder).into_iter();
+    options.own_places = own.map(|(path, what)| OwnPlace { path, what: what.to_owned() }).collect();
     let tasks = parts.iter().map(|part| task(stack, part)).collect();
     let _estimates = session.output.shows_bars().then(|| Estimates::ask(parts, &options.observer, session));
     backup_core::run::run(tasks, sink, &options).await

@@ -16,7 +16,7 @@ use crate::args::DrillArgs;
 use crate::exit::Exit;
 use crate::output;
 use crate::session::Session;
-use crate::stack::{Access, Part, Stack, choose_for};
+use crate::stack::{Access, Part, Stack, choose_for, clock};
 
 pub(crate) async fn run(session: &Session<'_>, args: &DrillArgs) -> Result<Exit> {
     let stack = Stack::load(session)?;
@@ -28,13 +28,16 @@ pub(crate) async fn run(session: &Session<'_>, args: &DrillArgs) -> Result<Exit>
     let id = session.unless_interrupted(chosen).await?;
     let place = DrillPlace { scratch: args.scratch.as_deref(), timeline: args.timeline.as_ref() };
     let measured = drill(session, sink.as_ref(), &id, &parts, &place).await?;
-    Ok(tell(session, &measured, stack.plan.promise))
+    let ahead = clock::alarms(sink.as_ref(), &stack.plan.name).await?;
+    Ok(tell(session, &Measured { ahead, ..measured }, stack.plan.promise))
 }
 
 /// What a drill of several sources measured.
 pub(crate) struct Measured {
     id: SnapshotId,
     age: Duration,
+    /// Alarms about snapshots that are ahead of this machine's clock.
+    ahead: Vec<String>,
     /// Each source with its report.
     pub(crate) sources: Vec<(SourceName, DrillReport)>,
 }
@@ -51,7 +54,7 @@ impl Measured {
             .sources
             .iter()
             .flat_map(|(name, report)| report.findings.iter().map(move |finding| format!("{name}: {finding}")));
-        let mut findings: Vec<String> = wrong.collect();
+        let mut findings: Vec<String> = wrong.chain(self.ahead.iter().cloned()).collect();
         if let Some(rto) = promise.rto.filter(|rto| self.restore_time() > rto.0) {
             findings.push(format!("the restore took {}; promised were {rto}", output::span(self.restore_time())));
         }
@@ -99,7 +102,7 @@ pub(crate) async fn drill(
         sources.push((part.name().clone(), report));
     }
     let started = snapshot.manifest().started;
-    Ok(Measured { id: id.clone(), age: lost(started, &sources), sources })
+    Ok(Measured { id: id.clone(), age: lost(started, &sources), ahead: Vec::new(), sources })
 }
 
 /// Servers that refuse to run as root must be able to enter it, so it is passable, and its content is the engines' affair.

@@ -11,7 +11,7 @@ use backup_core::{Result, SegmentLog};
 use jiff::Timestamp;
 
 use crate::session::Session;
-use crate::stack::{Part, Stack};
+use crate::stack::{Part, Stack, clock};
 
 /// See the module.
 #[derive(Debug)]
@@ -49,7 +49,9 @@ impl Recoverable {
         };
         log.accept_bridged(&candidates);
         let windows = log.windows(&candidates);
-        let snapshot = candidates.last().map(|candidate| candidate.record.started);
+        // A snapshot from the future makes nothing younger than it is.
+        let past = candidates.iter().rev().find(|candidate| !clock::is_ahead(candidate.record.started));
+        let snapshot = past.map(|candidate| candidate.record.started);
         Ok(Self { log, windows, snapshot })
     }
 }

@@ -22,7 +22,7 @@ use crate::args::StatusArgs;
 use crate::exit::Exit;
 use crate::output::{self, Align, Table};
 use crate::session::Session;
-use crate::stack::{Access, Part, Stack};
+use crate::stack::{Access, Part, Stack, clock};
 
 /// A followed source whose archive is older than this is not being followed, whatever is promised.
 const LAG_LIMIT: Duration = Duration::from_mins(15);
@@ -99,7 +99,8 @@ async fn status(
     logs: Option<&Arc<dyn LogStore>>,
 ) -> Result<Status> {
     let Recoverable { log, windows, snapshot } = Recoverable::look(session, stack, part, sink, logs).await?;
-    let end = windows.last().map(|window| window.to).max(snapshot);
+    let reached = windows.last().map(|window| window.to);
+    let end = reached.filter(|end| !clock::is_ahead(*end)).max(snapshot);
     let lag = end.map(|end| Duration::try_from(Timestamp::now().duration_since(end)).unwrap_or_default());
     let followed = part.engine.follower.is_some();
     let seen = followed.then(|| Follower::look(sink, part.name()));
@@ -110,6 +111,9 @@ async fn status(
     let mut problems = problems(&log, followed, lag, stack.plan.promise.rpo.map(|rpo| rpo.0), &windows);
     problems.extend(seen.iter().filter_map(Follower::problem));
     problems.append(&mut concerns);
+    let mut ahead = clock::alarms(sink, &stack.plan.name).await?;
+    ahead.extend(reached.filter(|end| clock::is_ahead(*end)).map(|end| clock::alarm("the archive", end)));
+    problems.extend(ahead.into_iter().map(|what| Problem { gravity: Gravity::Warning, what }));
     Ok(Status {
         source: part.name().clone(),
         engine: part.config.engine.clone(),

@@ -1,10 +1,12 @@
 //! From what a user calls a snapshot to the snapshot.
 //!
-//! Invariant: `latest` for work on sources is the newest snapshot in which all of them are complete, never a broken one.
+//! Invariant: `latest` for work on sources is the newest snapshot in which all of them are complete, never a broken one, and
+//! never one from the future.
 
 use backup_core::sink::{Sink, SnapshotFilter, SnapshotSummary};
 use backup_core::{Error, ErrorKind, PlanName, Result, SnapshotId, SourceName};
 
+use super::clock;
 use crate::args::SnapshotName;
 use crate::output;
 
@@ -22,14 +24,15 @@ pub(crate) async fn choose(sink: &dyn Sink, plan: &PlanName, name: &SnapshotName
 
 /// The newest snapshot of the plan.
 pub(crate) async fn latest(sink: &dyn Sink, plan: &PlanName) -> Result<SnapshotId> {
-    let newest = of_plan(sink, plan).await?.pop().map(|summary| summary.id);
+    let newest = past(of_plan(sink, plan).await?)?.pop().map(|summary| summary.id);
     refuse_older_than_damage(sink, newest.as_ref()).await?;
     newest.ok_or_else(|| none_yet(sink, plan))
 }
 
 /// `latest` must not quietly mean an older snapshot because the newest one is damaged.
 async fn refuse_older_than_damage(sink: &dyn Sink, chosen: Option<&SnapshotId>) -> Result<()> {
-    let is_newer = |id: &SnapshotId| chosen.is_none_or(|chosen| id.second() >= chosen.second());
+    let is_newer =
+        |id: &SnapshotId| !clock::is_id_ahead(id) && chosen.is_none_or(|chosen| id.second() >= chosen.second());
     let Some(damaged) = sink.unreadable().await?.into_iter().rev().find(|unreadable| is_newer(&unreadable.id)) else {
         return Ok(());
     };
@@ -55,6 +58,7 @@ pub(crate) async fn choose_for(
     if snapshots.is_empty() {
         return Err(none_yet(sink, plan));
     }
+    let snapshots = past(snapshots)?;
     let serves = |summary: &&SnapshotSummary| sources.iter().all(|source| summary.sources.contains(source));
     let found = snapshots.iter().rev().find(serves).map(|summary| summary.id.clone());
     refuse_older_than_damage(sink, found.as_ref()).await?;
@@ -63,6 +67,22 @@ pub(crate) async fn choose_for(
         Error::new(ErrorKind::NotFound, format!("no snapshot holds all of {}", names.join(", ")))
             .hint("choose fewer with `--source NAME`; `stackward list` shows which sources each snapshot holds")
     })
+}
+
+/// Those that are not ahead of this machine's clock.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when all are: then it is more likely this clock that is wrong, and nothing is chosen by it.
+fn past(snapshots: Vec<SnapshotSummary>) -> Result<Vec<SnapshotSummary>> {
+    let (ahead, past): (Vec<_>, Vec<_>) = snapshots.into_iter().partition(|summary| clock::is_ahead(summary.started));
+    match ahead.last() {
+        Some(newest) if past.is_empty() => {
+            let message = clock::alarm(&format!("the newest snapshot {}", newest.id), newest.started);
+            Err(Error::new(ErrorKind::NotFound, message)
+                .hint(format!("set the clock of this machine, or name the snapshot: {}", newest.id)))
+        }
+        _ => Ok(past),
+    }
 }
 
 /// Oldest first. Ids sort by the second only; two runs may have begun within one.

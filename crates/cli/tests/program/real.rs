@@ -244,3 +244,85 @@ fn a_restore_around_the_repository_leaves_it_alone() {
     assert_eq!(machine.snapshots().len(), 2);
     machine.good("backup");
 }
+
+/// A clock that was wrong once must not keep everything green for years.
+#[test]
+fn a_snapshot_from_the_future_is_not_the_latest_and_is_an_alarm() {
+    let machine = Machine::backed_up();
+    machine.plan("directory: { path: plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
+    machine.good("init");
+    machine.good("backup");
+    machine.good("status --check");
+    let id = machine.snapshots().remove(0);
+    let (old, ahead) = (machine.path("plain").join(&id), id.replacen(&id[..4], "2999", 1));
+    let new = machine.path("plain").join(&ahead);
+    let copied = std::process::Command::new("cp").arg("-a").arg(&old).arg(&new).status().unwrap();
+    assert!(copied.success());
+    let manifest = std::fs::read_to_string(new.join("manifest.json")).unwrap();
+    let manifest = manifest.replace(&id, &ahead).replace(&format!("\"{}-", &id[..4]), "\"2999-");
+    std::fs::write(new.join("manifest.json"), manifest).unwrap();
+    // It is no concern of this test, and the manifest is not what it was.
+    std::fs::remove_file(new.join("SHA256SUMS")).unwrap();
+    assert!(machine.good("list").contains(&ahead));
+    assert!(machine.good("show latest").contains(&id), "the latest is the one from today");
+    let output = machine.run("status --check");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&ahead) && said.contains("clock"), "{said}");
+    let output = machine.run("drill");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(21), "{said}");
+    assert!(said.contains(&ahead), "{said}");
+    std::fs::remove_dir_all(&old).unwrap();
+    let (code, stderr) = machine.bad("restore --target out");
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("clock") && stderr.contains(&ahead), "{stderr}");
+}
+
+#[test]
+fn a_second_backup_of_the_same_sources_is_busy() {
+    let machine = Machine::backed_up();
+    let locks: Vec<_> = std::fs::read_dir(machine.path("state/running")).unwrap().collect();
+    assert_eq!(locks.len(), 1, "one source");
+    let held = std::fs::File::open(locks[0].as_ref().unwrap().path()).unwrap();
+    held.lock().unwrap();
+    let (code, stderr) = machine.bad("backup");
+    assert_eq!(code, 11, "{stderr}");
+    assert!(stderr.contains("another backup of `tree` is running"), "{stderr}");
+    drop(held);
+    machine.good("backup");
+}
+
+#[test]
+fn what_is_our_own_is_not_saved_into_itself() {
+    let machine = Machine::backed_up();
+    let plan = std::fs::read_to_string(machine.path("stackward.yaml")).unwrap();
+    std::fs::write(machine.path("stackward.yaml"), plan.replace("paths: [tree]", "paths: [.]")).unwrap();
+    let output = machine.run("backup");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("/repository` is the repository") && said.contains("not saved into itself"), "{said}");
+    let listed = machine.good("ls -R latest tree tree");
+    assert!(listed.contains("a.txt"), "{listed}");
+    assert!(!listed.contains("packs") && !listed.contains("writer-key"), "{listed}");
+    for own in ["repository", "repository/packs", "state"] {
+        std::fs::write(machine.path("stackward.yaml"), plan.replace("[tree]", &format!("[{own}]"))).unwrap();
+        let (code, stderr) = machine.bad("backup");
+        assert_eq!(code, 2, "{own}: {stderr}");
+        assert!(stderr.contains("saved into itself"), "{own}: {stderr}");
+    }
+}
+
+/// An unmounted disk: the empty mount point is no directory.
+#[test]
+fn an_empty_folder_in_the_place_of_a_directory_ends_with_10() {
+    let machine = Machine::backed_up();
+    machine.plan("directory: { path: plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
+    machine.good("init");
+    machine.good("backup");
+    std::fs::rename(machine.path("plain"), machine.path("disk")).unwrap();
+    std::fs::create_dir(machine.path("plain")).unwrap();
+    let (code, stderr) = machine.bad("backup");
+    assert_eq!(code, 10, "{stderr}");
+    assert_eq!(std::fs::read_dir(machine.path("plain")).unwrap().count(), 0);
+}

@@ -300,7 +300,7 @@ async fn repository_keys(
 ) -> Result<RepositoryKeys> {
     if !unlocked.is_empty() {
         let path = layout::repository_keys(&config.repository_id);
-        let open = |wrapped: &[u8]| RepositoryKeys::from_bytes(&*keys::unwrap(unlocked, wrapped)?);
+        let open = |wrapped: &[u8]| RepositoryKeys::from_bytes(&keys::unwrap(unlocked, wrapped)?);
         let keys = keyring::open(store, &path, open).await?;
         // Anybody can encrypt to a public key; only this machine's writer key was never in the store.
         if writer.is_some_and(|writer| writer.keys != keys) {

@@ -192,6 +192,6 @@ pub(super) async fn open<T>(store: &Store, key: &Path, open: impl Fn(&[u8]) -> R
         Err(_) => return Err(found.err().unwrap_or_else(|| Error::new(ErrorKind::Internal, "a read did not end"))),
     };
     let copies = Keyring::list(store).await?.whole_copies(store, key).await?;
-    let others = copies.iter().filter(|copy| found.as_ref().is_ok_and(|found| found != *copy) || found.is_err());
-    others.filter_map(|copy| open(copy).ok()).next().ok_or(first)
+    let mut others = copies.iter().filter(|copy| found.as_ref().is_ok_and(|found| found != *copy) || found.is_err());
+    others.find_map(|copy| open(copy).ok()).ok_or(first)
 }
