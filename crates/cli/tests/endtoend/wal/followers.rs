@@ -264,7 +264,6 @@ fn an_archiver_that_fails_is_a_warning_with_the_reason() {
 /// The repository goes away under a running follower, and an empty folder stands in its place, as where a disk is mounted no
 /// more: nothing is written there, nothing confirmed, and the process ends with the code for it.
 #[test]
-#[ignore = "needs the repository to look, before each object, whether it is still the one that was opened"]
 fn nothing_is_confirmed_into_a_place_that_is_not_the_repository() {
     let (server, archive) = streamed();
     let mut receiver = Receiver::start(&archive);
