@@ -125,7 +125,7 @@ impl Exit {
             ),
             Self::NoRepository => ("no repository", "There is no repository where the plan says, or only half of one."),
             Self::Busy => ("busy", "Someone else holds what is needed; try again later."),
-            Self::WrongKey => ("wrong key", "The key at hand does not open the repository."),
+            Self::WrongKey | Self::FetchWrongKey => ("wrong key", "The key at hand does not open the repository."),
             Self::Damage => ("damage found", "Stored bytes are not what was written; the output names what is hurt."),
             Self::DrillFailed => ("drill failed", "A drill gave wrong answers, or a promise of the plan was missed."),
             Self::Gap => (
@@ -137,7 +137,6 @@ impl Exit {
             Self::FetchUsage => ("usage or plan", "The command line or the plan is wrong."),
             Self::FetchNoRepository => ("no repository", "There is no repository where the plan says."),
             Self::FetchBusy => ("busy", "Someone else holds what is needed."),
-            Self::FetchWrongKey => ("wrong key", "The key at hand does not open the repository."),
             Self::FetchDamage => ("damage found", "What is archived under this name is not what was written."),
             Self::FetchGap => (
                 "gap",

@@ -187,10 +187,10 @@ fn skipped(
 ) -> Result<Option<Lsn>> {
     let Wanted::Time(_) = wanted else { return Ok(None) };
     let stop = search.found.map_or(Lsn(u64::MAX), |mark| mark.record.0);
-    let left = chain.ancestry(road.timeline)?.into_iter().filter_map(|(_, left)| left);
+    let mut left = chain.ancestry(road.timeline)?.into_iter().filter_map(|(_, left)| left);
     let since =
         |left: &Lsn| *left > details.start_lsn && *left <= stop && search.last_at.is_none_or(|last| last < *left);
-    Ok(left.filter(since).next_back())
+    Ok(left.rfind(since))
 }
 
 /// How far a walk came.

@@ -267,8 +267,8 @@ fn make_folder(folder: &Path, root: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let made = folder.ancestors().skip(1).take_while(|above| above.starts_with(root));
-    made.map(sync_folder).collect()
+    let mut made = folder.ancestors().skip(1).take_while(|above| above.starts_with(root));
+    made.try_for_each(sync_folder)
 }
 
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
