@@ -181,7 +181,9 @@ mod tests {
     }
 
     fn collect(command: &Command, known: &mut BTreeSet<String>) {
-        known.extend(command.get_arguments().filter_map(Arg::get_long).map(|long| format!("--{long}")));
+        let longs = command.get_arguments().filter_map(Arg::get_long);
+        let aliases = command.get_arguments().filter_map(Arg::get_all_aliases).flatten();
+        known.extend(longs.chain(aliases).map(|name| format!("--{name}")));
         command.get_subcommands().for_each(|child| collect(child, known));
     }
 
