@@ -114,8 +114,8 @@ fn a_restore_that_is_killed_leaves_every_file_old_or_new() {
     let machine = Machine::with_sources("  tree:\n    files: { paths: [tree] }\n", crate::support::Readers::Key);
     let file = |number: usize| machine.path(&format!("tree/{}/{number}", number % 7));
     (0..7).for_each(|folder| std::fs::create_dir_all(machine.path(&format!("tree/{folder}"))).unwrap());
-    let fill = |content: &str| (0..FILES).for_each(|number| std::fs::write(file(number), content).unwrap());
-    fill("saved");
+    let write_all = |content: &str| (0..FILES).for_each(|number| std::fs::write(file(number), content).unwrap());
+    write_all("saved");
     machine.good("init");
     machine.good("backup");
     let staging = || {
@@ -126,7 +126,7 @@ fn a_restore_that_is_killed_leaves_every_file_old_or_new() {
     let mut halfway = 0;
     // Killed when it begins to stage; when the first file has its place; in the middle.
     for point in [None, Some(0), Some(FILES / 2)] {
-        fill("mine");
+        write_all("mine");
         std::fs::write(machine.path("tree/0/new"), "new").unwrap();
         let mut child = machine.command("restore --force").process_group(0).spawn().unwrap();
         while child.try_wait().unwrap().is_none() {
