@@ -50,8 +50,8 @@ impl Recoverable {
         log.accept_bridged(&candidates);
         let windows = log.windows(&candidates);
         // A snapshot from the future makes nothing younger than it is.
-        let past = candidates.iter().rev().find(|candidate| !clock::is_ahead(candidate.record.started));
-        let snapshot = past.map(|candidate| candidate.record.started);
+        let newest = candidates.iter().rev().find(|candidate| !clock::is_ahead(candidate.record.started));
+        let snapshot = newest.map(|candidate| candidate.record.started);
         Ok(Self { log, windows, snapshot })
     }
 }
