@@ -184,6 +184,8 @@ pub(super) async fn open<T>(store: &Store, key: &Path, open: impl Fn(&[u8]) -> R
     let first = match &found {
         Ok(found) => match open(found) {
             Ok(opened) => return Ok(opened),
+            // Which key object it is does not matter to who has the wrong key.
+            Err(error) if error.kind() == ErrorKind::WrongKey => error,
             Err(error) => error.with("object", key),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => {

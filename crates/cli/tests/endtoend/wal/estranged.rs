@@ -76,6 +76,9 @@ fn a_clone_that_overtakes_the_archive_is_refused_and_the_server_goes_on() {
         status.status.code() == Some(20) && told.contains("earlier state of the server that was archived"),
         "{told}"
     );
+    let checked = archive.machine.run("status --check");
+    let told = text(&checked.stdout);
+    assert!(checked.status.code() == Some(2) && told.contains("earlier state of the server"), "{told}");
 
     // In the midst of an archived segment, and far beyond.
     grow(&clone, "a clone of the server");
