@@ -281,7 +281,10 @@ async fn a_segment_whose_key_object_is_gone_is_damaged_not_absent() {
     place.create().await;
     put(&*logs(&place, &Unlock::default()).await, "a", &noise(1000, 1)).await.unwrap();
     let is_log = |path: &&std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("log-");
-    std::fs::remove_file(files(&place, "keys").iter().find(is_log).unwrap()).unwrap();
+    let remove = |folder: &str| std::fs::remove_file(files(&place, folder).iter().find(is_log).unwrap()).unwrap();
+    remove("keys");
+    assert_eq!(read(&*logs(&place, &place.reading()).await, "a").await.unwrap(), noise(1000, 1), "its copy opens it");
+    remove("key-copies");
     let error = read(&*logs(&place, &place.reading()).await, "a").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
 }
