@@ -102,7 +102,7 @@ fn a_server_does_not_come_up_early_when_the_restore_is_killed() {
     switch(&server);
     push(&machine, &archive);
     let line = format!("restore --source db --target out --to-lsn {lsn} --start");
-    let live = LiveGuard::all();
+    let guard = LiveGuard::all();
     let mut restore = machine.command(&line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (data, pid) = (machine.path("out/db/data"), Pid::from_child(&restore));
     let log = || std::fs::read_to_string(data.with_file_name("stackward-start.log")).unwrap_or_default();
@@ -120,7 +120,7 @@ fn a_server_does_not_come_up_early_when_the_restore_is_killed() {
     let (code, said) = machine.bad(&line);
     assert!(code == 1 && said.contains("broke off before it reached its moment") && said.contains("--delta"), "{said}");
     machine.good(&format!("{line} --delta"));
-    live.check();
+    guard.check();
     let rows = ask(&server, &machine.path("out/db/run"), "select count(*), sum(n) from filler");
     stop(&server, &data);
     assert_eq!(rows, "40000|800020000");
