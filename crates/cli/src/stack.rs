@@ -17,7 +17,7 @@ use backup_core::plan::{self, Plan, SourceConfig};
 use backup_core::sink::Sink;
 use backup_core::{Error, ErrorKind, Result, SourceName};
 
-pub(crate) use choose::{choose, choose_for, latest};
+pub(crate) use choose::{choose, choose_for, latest, refuse_ahead};
 pub(crate) use locate::{DEFAULT_PLAN, key_beside, locate};
 pub(crate) use neighbours::{left_out, neighbours, outer_first};
 pub(crate) use unlock::{Access, unlock};

@@ -20,7 +20,7 @@ use crate::args::{RestoreArgs, SnapshotName};
 use crate::exit::Exit;
 use crate::output;
 use crate::session::Session;
-use crate::stack::{Access, Part, Stack, choose_for, left_out, neighbours, outer_first};
+use crate::stack::{Access, Part, Stack, choose_for, left_out, neighbours, outer_first, refuse_ahead};
 
 /// The engine whose logs have branches.
 const WITH_TIMELINES: &str = "postgres";
@@ -58,6 +58,9 @@ async fn chosen<'a>(
 ) -> Result<Vec<Chosen<'a>>> {
     let moment = args.moment.moment();
     if moment == Moment::Snapshot || args.snapshot != SnapshotName::Latest {
+        if args.snapshot == SnapshotName::Latest {
+            session.unless_interrupted(refuse_ahead(sink, &stack.plan.name)).await?;
+        }
         let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
         let one = choose_for(sink, &stack.plan.name, &args.snapshot, &names);
         let id = session.unless_interrupted(one).await?;

@@ -22,6 +22,23 @@ pub(crate) async fn choose(sink: &dyn Sink, plan: &PlanName, name: &SnapshotName
     }
 }
 
+/// Refuses to let `latest` decide what is restored while snapshots are ahead of this machine's clock: when it is this clock that
+/// is wrong, as on a new machine, they are the newest, and an older one would be restored without a word.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] with the snapshots that may be meant.
+pub(crate) async fn refuse_ahead(sink: &dyn Sink, plan: &PlanName) -> Result<()> {
+    let (ahead, past): (Vec<_>, Vec<_>) =
+        of_plan(sink, plan).await?.into_iter().partition(|summary| clock::is_ahead(summary.started));
+    let Some(newest) = ahead.last() else { return Ok(()) };
+    let mut hint = format!("set the clock of this machine, or name the snapshot: {}", newest.id);
+    if let Some(other) = past.last() {
+        hint.push_str(&format!(" or, when that one's clock was wrong, {}", other.id));
+    }
+    let message = clock::alarm(&format!("the newest snapshot {}", newest.id), newest.started);
+    Err(Error::new(ErrorKind::NotFound, message).hint(hint))
+}
+
 /// The newest snapshot of the plan.
 pub(crate) async fn latest(sink: &dyn Sink, plan: &PlanName) -> Result<SnapshotId> {
     let newest = past(of_plan(sink, plan).await?)?.pop().map(|summary| summary.id);

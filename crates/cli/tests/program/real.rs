@@ -276,6 +276,10 @@ fn a_snapshot_from_the_future_is_not_the_latest_and_is_an_alarm() {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(21), "{said}");
     assert!(said.contains(&ahead), "{said}");
+    // On a machine whose own clock is behind, the older one would be restored without a word.
+    let (code, stderr) = machine.bad("restore --target older");
+    assert!(code == 1 && stderr.contains(&ahead) && stderr.contains(&format!("wrong, {id}")), "{code} {stderr}");
+    machine.good(&format!("restore {id} --target older"));
     std::fs::remove_dir_all(&old).unwrap();
     let (code, stderr) = machine.bad("restore --target out");
     assert_eq!(code, 1, "{stderr}");

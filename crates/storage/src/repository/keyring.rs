@@ -57,6 +57,11 @@ impl Keyring {
         self.keys.contains(key) || self.copies.contains_key(key)
     }
 
+    /// Whether there is no key of this name, whatever copies there are.
+    pub(super) fn lacks(&self, key: &Path) -> bool {
+        !self.keys.contains(key)
+    }
+
     /// Whether there is no key at all.
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()

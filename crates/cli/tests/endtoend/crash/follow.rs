@@ -27,10 +27,16 @@ fn a_follower_that_is_killed_a_hundred_times_loses_nothing() {
     let follower = stack.follow();
     wait(|| stack.acknowledged().is_some());
     stack.archived();
+    let status = stack.machine.json("status cache");
+    assert_eq!(
+        (status["sources"][0]["gaps"].as_array().unwrap().len(), &status["state"]),
+        (0, &"ok".into()),
+        "{status}"
+    );
     assert_eq!(follower.stop().0, 0);
     assert_eq!(stack.machine.snapshots().len(), 1, "every follower went on where the archive ended");
     stack.machine.good("verify");
     let status = stack.machine.json("status cache");
-    assert_eq!((status["sources"][0]["gaps"].as_array().unwrap().len(), &status["state"]), (0, &"ok".into()));
+    assert_eq!(status["state"], "warning", "nobody follows any more: {status}");
     assert_eq!(stack.digest_of("--to-latest"), stack.server.digest());
 }
