@@ -222,11 +222,10 @@ impl Checker<'_> {
                     single += 1;
                     (self.does_not_open(&path).await?, true)
                 }
-                // The copy is written first: a run that dies between the two leaves this, and so does the loss of the key.
-                Condition::Mendable { .. } if self.keyring.lacks(&path) && !self.keyring.is_empty() => {
+                // The copy is written first, before anything is sealed: a run that died in between left this.
+                Condition::Mendable { .. } if self.keyring.lacks(&path) && self.is_of_no_use(&path) => {
                     self.report.notes.push(format!(
-                        "the key object `{path}` is missing: a run died, or it was lost; its second copy serves, and the next backup \
-                         puts it back"
+                        "the key object `{path}` is missing, and nothing was sealed with it: a run died as it began"
                     ));
                     continue;
                 }
@@ -256,6 +255,12 @@ impl Checker<'_> {
             self.report.notes.push(format!("{single} keys have no second copy; the next backup makes it"));
         }
         Ok(())
+    }
+
+    /// Whether it is the key of a session that sealed no pack.
+    fn is_of_no_use(&self, path: &Path) -> bool {
+        let index = index::read(&self.repository.index);
+        layout::is_session_keys(path) && !index.packs().iter().any(|pack| layout::session_keys(pack.session) == *path)
     }
 
     /// Why a private key at hand does not open a wrapped key.

@@ -9,6 +9,8 @@ use super::crypto::SessionId;
 pub(super) const CONFIG: &str = "config";
 pub(super) const KEYS: &str = "keys";
 pub(super) const KEY_COPIES: &str = "key-copies";
+/// What the names of sessions' keys begin with.
+const SESSION: &str = "session-";
 pub(super) const PACKS: &str = "packs";
 pub(super) const INDEX: &str = "index";
 pub(super) const SNAPSHOTS: &str = "snapshots";
@@ -29,7 +31,11 @@ pub(super) fn passphrase_identity(repository: &str) -> Path {
 }
 
 pub(super) fn session_keys(session: SessionId) -> Path {
-    Path::from(format!("{KEYS}/session-{session}.age"))
+    Path::from(format!("{KEYS}/{SESSION}{session}.age"))
+}
+
+pub(super) fn is_session_keys(path: &Path) -> bool {
+    path.filename().is_some_and(|name| name.starts_with(SESSION))
 }
 
 pub(super) fn log_key(key: &str) -> Path {
