@@ -14,6 +14,12 @@ use crate::sql::{literal, qualified, readable};
 /// Tables per statement: bounds the statement, and lets a cancelled run stop.
 const BATCH: usize = 100;
 
+/// The planner puts functions of indexes in line, and what they call is looked for as it is in any session of the database; the
+/// catalogue's own names come first all the same.
+const WITH_OWN_PATH: &str = "SELECT set_config('search_path', 'pg_catalog, ' || coalesce((SELECT nullif(substr(setting, 13), '') \
+    FROM pg_db_role_setting s, unnest(s.setconfig) AS setting WHERE s.setrole = 0 AND setting LIKE 'search\\_path=%' \
+    AND s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())), '\"$user\", public'), false)";
+
 /// Which tables can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unlogged {
@@ -65,6 +71,7 @@ pub(crate) async fn lock(session: &mut Psql, tables: &[CountedTable]) -> Result<
 pub(crate) async fn count(cx: &RunContext, session: &mut Psql, tables: &[CountedTable]) -> Result<Fingerprint> {
     let database = session.database().to_owned();
     let mut fingerprint = Fingerprint::default();
+    session.execute(WITH_OWN_PATH).await?;
     for batch in tables.chunks(BATCH) {
         cx.check_cancelled()?;
         let parts: Vec<String> = batch
@@ -83,6 +90,7 @@ pub(crate) async fn count(cx: &RunContext, session: &mut Psql, tables: &[Counted
             fingerprint.count(group, counted.name, counted.rows);
         }
     }
+    session.execute("SET search_path = pg_catalog").await?;
     let large: u64 = session.value("SELECT count(*) FROM pg_largeobject_metadata").await?;
     fingerprint.count(objects_group(&database), "large objects", large);
     Ok(fingerprint)

@@ -61,7 +61,8 @@ async fn what_depends_on_the_search_path_is_loaded_with_it() {
          'BEGIN RETURN n + 1; END'; CREATE FUNCTION by_path(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN \
          helper(n); END'; SET search_path = 'my own', public; CREATE TABLE public.t (n int CHECK (by_path(n) > 0), more int \
          GENERATED ALWAYS AS (by_path(n)) STORED); INSERT INTO public.t SELECT generate_series(1, 9); CREATE INDEX by_path ON \
-         public.t (by_path(n))",
+         public.t (by_path(n)); CREATE FUNCTION public.in_line(n int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT helper(n)'; \
+         CREATE INDEX in_line ON public.t (in_line(n))",
     );
     let engine = engine(&server, "");
     let saved = back_up(&engine).await.unwrap();
