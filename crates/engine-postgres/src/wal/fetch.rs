@@ -19,6 +19,7 @@ use super::names::{WalFile, WalSegment};
 /// # Errors
 /// [`ErrorKind::NotFound`] when the archive has none of this name; [`ErrorKind::Damaged`]; those of writing.
 pub async fn fetch(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
+    refuse_other_kinds(to)?;
     let partial = partial(to);
     let written = write(log, file, &partial).await;
     place(written, &partial, to)
@@ -29,9 +30,22 @@ pub async fn fetch(log: &SegmentLog, file: WalFile, to: &Path) -> Result<()> {
 /// # Errors
 /// As there; [`ErrorKind::NotFound`], too, when the archive has pieces of it only.
 pub async fn fetch_whole(log: &SegmentLog, segment: WalSegment, to: &Path) -> Result<()> {
+    refuse_other_kinds(to)?;
     let partial = partial(to);
     let written = write_whole(log, WalFile::Segment(segment), &partial).await;
     place(written, &partial, to)
+}
+
+/// A rename takes the place of whatever stands there: of a device, when we are root.
+fn refuse_other_kinds(to: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(to) {
+        Ok(standing) if !standing.is_file() => {
+            Err(Error::new(ErrorKind::Usage, "what stands there is no file, and is not replaced by one")
+                .with("path", to.display())
+                .hint("name a path that is free"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a file is called until it is whole.
@@ -147,6 +161,11 @@ mod tests {
         let missing = WalFile::Segment(pieced.next(size));
         assert_eq!(fetch(&log, missing, &to).await.unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(left(), 0);
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(fetch(&log, WalFile::Segment(pieced), &fifo).await.unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(fetch_whole(&log, whole, &fifo).await.unwrap_err().kind(), ErrorKind::Usage);
+        std::fs::remove_file(&fifo).unwrap();
         fetch(&log, WalFile::Segment(pieced), &to).await.unwrap();
         let read = std::fs::read(&to).unwrap();
         assert!(read.len() == 1 << 20 && read.starts_with(b"begin and\0"), "{:?}", &read[..12]);
