@@ -157,7 +157,12 @@ pub(crate) async fn backup(
     let inner = cx.clone().cancelled_by(stop.clone());
     let tree = out.tree(ArtifactName::new(TREE)?).await?;
     let owners = Arc::new(Owners::load());
-    let reader = ContentReader { cx: inner.clone(), runtime: Handle::current(), owners: Arc::clone(&owners) };
+    let reader = ContentReader {
+        cx: inner.clone(),
+        runtime: Handle::current(),
+        owners: Arc::clone(&owners),
+        settle: rules.settle,
+    };
     let tally = Arc::new(Tally::default());
     let (jobs, queue) = bounded::<Job>(QUEUE);
     let mut readers = tokio::task::JoinSet::new();

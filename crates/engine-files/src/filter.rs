@@ -8,13 +8,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::TreePath;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{FilesConfig, Unreadable};
+use crate::config::{FilesConfig, Unreadable, default_settle};
 
 /// The name and the first bytes that mark a cache directory (bford.info/cachedir).
 pub(crate) const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
@@ -42,6 +43,8 @@ pub(crate) struct Rules {
     pub(crate) one_file_system: bool,
     /// See [`FilesConfig::unreadable`].
     pub(crate) unreadable: Unreadable,
+    /// See [`FilesConfig::settle`].
+    pub(crate) settle: Duration,
     /// As the manifest keeps them: what a later restore may not remove.
     pub(crate) record: serde_json::Value,
 }
@@ -65,6 +68,7 @@ impl Rules {
             exclude_caches: config.exclude_caches,
             one_file_system: config.one_file_system,
             unreadable: config.unreadable,
+            settle: config.settle.0,
             record: serde_json::json!({
                 "exclude": config.exclude,
                 "include": config.include,
@@ -94,6 +98,7 @@ impl Rules {
             exclude_caches: flag("exclude_caches")?,
             one_file_system: flag("one_file_system")?,
             unreadable: Unreadable::Skip,
+            settle: default_settle(),
         })
     }
 

@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::RunContext;
 use backup_core::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(crate) struct ContentReader {
     pub(crate) cx: RunContext,
     pub(crate) runtime: Handle,
     pub(crate) owners: Arc<Owners>,
+    /// See [`FilesConfig::settle`](crate::config::FilesConfig::settle).
+    pub(crate) settle: Duration,
 }
 
 /// Why reading stopped.
@@ -114,6 +117,7 @@ impl ContentReader {
             let xattrs = attributes::xattrs(Holder::Open(file.as_fd()))?.unwrap_or_default();
             let kind = EntryKind::File { size: attributes::size(&after) };
             entry = attributes::entry(entry.path, kind, &after, xattrs, &self.owners);
+            attributes::identify(&mut entry, &after, self.settle);
             stat = after;
         }
         Ok(entry)

@@ -436,7 +436,8 @@ impl<'a> Walker<'a> {
         if stat.st_nlink > 1 && !matches!(kind, EntryKind::Hardlink { .. }) {
             self.remember_link(id, &path);
         }
-        let entry = attributes::entry(path, kind, &stat, xattrs, &self.owners);
+        let mut entry = attributes::entry(path, kind, &stat, xattrs, &self.owners);
+        attributes::identify(&mut entry, &stat, self.rules.settle);
         Ok(Some(Found { entry, stat, parent: Some(parent) }))
     }
 

@@ -1,5 +1,6 @@
 //! Files that do not change are not read again; files that change, vanish or cannot be read are told.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -7,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use backup_core::host::{Host, HostCommand, LocalHost};
 use backup_core::manifest::Manifest;
 use backup_core::tree::TreeEntry;
 use backup_testkit::{Action, Disturbance, DisturbedSink, MemorySink};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::{back_up, describe, entries, files, into_folder, reader, restore, stored_below};
 
@@ -39,7 +42,7 @@ async fn unchanged_files_are_not_read_again() {
         fs::write(home.path().join(format!("file-{number}")), "content").unwrap();
     }
     until_settled(&home.path().join("file-19"));
-    let engine = files(&format!("paths: [{}]", home.path().display()));
+    let engine = files(&format!("paths: [{}]\nsettle: 0s", home.path().display()));
     let memory = MemorySink::default();
     let first = operations(&engine, &memory).await;
     let folders = home.path().components().count() as u64 - 1;
@@ -59,6 +62,38 @@ async fn unchanged_files_are_not_read_again() {
     restore(&engine, &from, &into_folder(&to.path().join("x"))).await.unwrap();
     let restored = to.path().join("x").join(home.path().strip_prefix("/").unwrap());
     assert_eq!(describe(&restored), describe(home.path()));
+}
+
+/// Writes `1`, then `2` once its input ends, to a page of the file that stays in memory.
+const MAPPED_WRITER: &str = "
+import mmap, sys
+file = open(sys.argv[1], 'r+b')
+page = mmap.mmap(file.fileno(), 0)
+page[0:1] = b'1'
+print('written', flush=True)
+sys.stdin.read()
+page[0:1] = b'2'
+page.close()
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_through_memory_that_leaves_no_trace_is_saved_next_time() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mapped");
+    fs::write(&path, vec![b'0'; 4096]).unwrap();
+    let arguments = [OsStr::new("-c"), OsStr::new(MAPPED_WRITER), path.as_os_str()];
+    let mut writer = LocalHost.spawn(HostCommand::new("python3").args(arguments).piped_stdin()).await.unwrap();
+    let mut lines = BufReader::new(writer.take_stdout().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("written"));
+    until_settled(&path);
+    let engine = files(&format!("paths: [{}]", home.path().display()));
+    let memory = MemorySink::default();
+    back_up(&engine, &memory).await.unwrap();
+    drop(writer.take_stdin());
+    while lines.next_line().await.unwrap().is_some() {}
+    writer.finish().await.unwrap();
+    let manifest = back_up(&engine, &memory).await.unwrap();
+    assert_eq!(restored(&manifest, &memory, &path).await[0], b'2');
 }
 
 /// Backs up `folder` while `act` is called at every operation of the sink; returns the manifest and what is stored.
