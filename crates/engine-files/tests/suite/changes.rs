@@ -64,6 +64,36 @@ async fn unchanged_files_are_not_read_again() {
     assert_eq!(describe(&restored), describe(home.path()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_say_that_they_are_empty_are_read_to_their_end() {
+    let path = Path::new("/proc/sys/kernel/ostype");
+    assert_eq!(fs::metadata(path).unwrap().len(), 0, "the kernel does not tell its length");
+    let engine = files(&format!("paths: [{}]\nsettle: 0s", path.display()));
+    let memory = MemorySink::default();
+    let first = back_up(&engine, &memory).await.unwrap();
+    let manifest = back_up(&engine, &memory).await.unwrap();
+    for manifest in [first, manifest] {
+        assert_eq!(restored(&manifest, &memory, path).await, b"Linux\n");
+        assert_eq!(manifest.sources[0].fingerprint.0["entries"]["bytes"], 6, "what is counted is what was read");
+        let from = reader(&memory, &manifest).await;
+        let cx = backup_core::RunContext::new(crate::support::name());
+        assert_eq!(engine.verifier.verify(&cx, &from).await.unwrap().findings, []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_behind_a_length_of_nothing_is_not_stored_as_empty() {
+    // Reading the memory at address 0 of a process fails.
+    let path = PathBuf::from(format!("/proc/{}/mem", std::process::id()));
+    let manifest = back_up(&files(&format!("paths: [{}]\nunreadable: skip", path.display())), &MemorySink::default())
+        .await
+        .unwrap();
+    let source = &manifest.sources[0];
+    assert_eq!(source.details["left_out_unreadable"], 1);
+    assert_eq!(source.fingerprint.0["entries"]["files"], 0);
+    assert!(source.warnings.iter().any(|warning| warning.contains("/mem` cannot be read")), "{:?}", source.warnings);
+}
+
 /// Writes `1`, then `2` once its input ends, to a page of the file that stays in memory.
 const MAPPED_WRITER: &str = "
 import mmap, sys
