@@ -85,6 +85,11 @@ impl Tally {
         self.counts().iter().filter(|(name, _)| *name != "bytes").map(|(_, count)| count).sum()
     }
 
+    /// Whether nothing else was counted.
+    pub(crate) fn has_only_folders(&self) -> bool {
+        self.entries() == self.directories.load(Ordering::Acquire)
+    }
+
     /// How many bytes were counted.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
@@ -207,6 +212,9 @@ pub(crate) async fn backup(
     if left.unreadable > 0 && rules.unreadable == Unreadable::Fail {
         return Err(unreadable(left.unreadable));
     }
+    if tally.has_only_folders() {
+        cx.warn("nothing but folders was saved: there is no file in `paths`, or all were left out");
+    }
     tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
     Ok(SourceSummary {
         fingerprint: tally.fingerprint(),
@@ -318,6 +326,9 @@ impl Walk {
                 // The readers stopped; theirs is the error that counts.
                 return Err(backup_core::context::interrupted());
             }
+        }
+        for warning in walker.futile().warnings() {
+            self.cx.warn(warning);
         }
         let mut left_out = walker.left_out();
         left_out.unreadable += inline.unreadable;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::attributes::{self, Holder, Xattrs};
 use crate::filter::{CACHE_TAG, IgnoreChain, Rules, What, is_cache};
+use crate::futile::Futile;
 use crate::owners::Owners;
 use crate::route::Route;
 
@@ -134,6 +135,7 @@ pub(crate) struct Walker<'a> {
     without_xattrs: HashSet<u64>,
     path_buffer: Vec<u8>,
     left_out: LeftOut,
+    futile: Futile,
     own: Vec<Own>,
 }
 
@@ -178,6 +180,7 @@ impl<'a> Walker<'a> {
             without_xattrs: HashSet::new(),
             path_buffer: Vec::new(),
             left_out: LeftOut::default(),
+            futile: Futile::new(&rules.unmatched),
             own: Own::of(cx),
         }
     }
@@ -301,7 +304,13 @@ impl<'a> Walker<'a> {
         let excluded = scope == Scope::Saved && !is_root && self.is_excluded(&path, what);
         if excluded && route.is_none() {
             self.left_out.excluded += 1;
+            if what == What::Directory {
+                self.note_out_of_reach(&path);
+            }
             return Ok(None);
+        }
+        if is_root || (scope == Scope::Saved && !excluded) {
+            self.futile.saw(&path, what);
         }
         if kind == FileType::Directory {
             if let Some(own) = self.own.iter().find(|own| own.id == (stat.st_dev, stat.st_ino)) {
@@ -314,6 +323,20 @@ impl<'a> Walker<'a> {
             return self.visit_folder(path, parent, stat, scope, route);
         }
         self.visit_other(path, parent, stat, kind)
+    }
+
+    /// Notes the patterns that cannot take back what lies in the folder `path`, which is left out.
+    fn note_out_of_reach(&mut self, path: &TreePath) {
+        let ignore = self.stack.last().and_then(|level| level.ignore.as_ref());
+        let by_files = ignore.iter().flat_map(|chain| chain.out_of_reach(path));
+        for pattern in self.rules.out_of_reach(path).chain(by_files) {
+            self.futile.out_of_reach(pattern, path);
+        }
+    }
+
+    /// The patterns that had no effect so far.
+    pub(crate) fn futile(&self) -> &Futile {
+        &self.futile
     }
 
     /// Says that a folder of our own is not saved.
