@@ -8,6 +8,7 @@ mod backup;
 mod config;
 mod connection;
 mod engine;
+mod health;
 mod record;
 mod restore;
 mod verify;

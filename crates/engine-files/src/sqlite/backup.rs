@@ -16,8 +16,9 @@ use rusqlite::backup::{Backup, StepResult};
 use tempfile::TempDir;
 
 use super::connection::{Interrupts, blocking, explain, open_copy, open_live};
+use super::health::Health;
 use super::record::{DATABASES, DatabaseRecord, artifact_name};
-use super::verify::{count_rows, pragma};
+use super::verify::pragma;
 use crate::owners::Owners;
 
 /// How much is copied between two looks at the cancellation.
@@ -30,8 +31,7 @@ struct Copy {
     folder: Arc<TempDir>,
     record: DatabaseRecord,
     bytes: u64,
-    rows: BTreeMap<String, u64>,
-    uncounted: Vec<String>,
+    health: Health,
 }
 
 impl Copy {
@@ -104,12 +104,8 @@ pub(crate) async fn backup(
         let folder = Arc::new(scratch(cx)?);
         let (path, handed) = (path.clone(), Arc::clone(&folder));
         let copy = blocking(cx, move |cx, interrupts| copy(cx, interrupts, &path, handed, busy_timeout)).await?;
-        for table in &copy.uncounted {
-            cx.warn(format!(
-                "the rows of `{table}` could not be counted: this build of SQLite does not know its module"
-            ));
-        }
-        for (table, rows) in &copy.rows {
+        tell(cx, &copy);
+        for (table, rows) in &copy.health.rows {
             fingerprint.count(copy.record.group(), table.clone(), *rows);
         }
         let hint = ChunkHint::Pages(copy.record.page_size);
@@ -134,6 +130,24 @@ pub(crate) async fn backup(
         details: BTreeMap::from([(DATABASES.to_owned(), detail)]),
         ..SourceSummary::default()
     })
+}
+
+/// Warns of what the copy says of its original. Damage does not keep it from being stored: it may be the best that there is.
+fn tell(cx: &RunContext, copy: &Copy) {
+    let shown = copy.record.path.display();
+    if let Some(first) = copy.health.faults.first() {
+        let more = copy.health.faults.len() - 1;
+        let more = if more == 0 { String::new() } else { format!(", and {more} more faults") };
+        cx.warn(format!(
+            "`{shown}` is damaged: {first}{more}; the snapshot has it as it is: restore it from an earlier one, or rebuild it with `sqlite3 .recover`"
+        ));
+    }
+    for (table, why) in &copy.health.unchecked {
+        cx.warn(format!("`{shown}`: the structure of `{table}` is saved but was not checked: {why}"));
+    }
+    for (table, why) in &copy.health.uncounted {
+        cx.warn(format!("`{shown}`: the rows of `{table}` are saved but could not be counted: {why}"));
+    }
 }
 
 fn copy(
@@ -162,13 +176,15 @@ fn copy(
         user: owners.user_name(metadata.uid()),
         group: owners.group_name(metadata.gid()),
         path: real,
+        faults: Vec::new(),
     };
     live.execute_batch("COMMIT").map_err(|source| explain(source, &record.path))?;
     drop(live);
     let copied = open_copy(&target, interrupts)?;
-    let (rows, uncounted) = count_rows(cx, &copied, &record.path)?;
+    let health = Health::of(cx, &copied, &record.path)?;
+    let record = DatabaseRecord { faults: health.faults.clone(), ..record };
     let pages: u32 = pragma(&copied, "page_count").map_err(|source| explain(source, &target))?;
-    Ok(Copy { folder, bytes: u64::from(pages) * u64::from(record.page_size), record, rows, uncounted })
+    Ok(Copy { folder, bytes: u64::from(pages) * u64::from(record.page_size), record, health })
 }
 
 /// Opens a live database and begins the one read transaction under which it is copied: in WAL mode writers go on and the
@@ -232,6 +248,6 @@ mod tests {
         let target = home.path().join("copy.db");
         transfer(&cx, &live, &path, &target, Duration::ZERO).unwrap();
         let copy = open_copy(&target, &Interrupts::default()).unwrap();
-        assert_eq!(count_rows(&cx, &copy, &path).unwrap().0["t"], 1, "what was committed later is not in it");
+        assert_eq!(Health::of(&cx, &copy, &path).unwrap().rows["t"], 1, "what was committed later is not in it");
     }
 }

@@ -135,6 +135,8 @@ impl Driller for Sqlite {
             report.items += answers.rows;
             report.checked.extend(answers.checked);
             report.findings.extend(answers.faults);
+            let inherited = answers.inherited.into_iter();
+            report.findings.extend(inherited.map(|fault| format!("{fault} (as it was when it was saved)")));
         }
         Ok(report)
     }
