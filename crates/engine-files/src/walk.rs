@@ -378,7 +378,12 @@ impl<'a> Walker<'a> {
         let ignore = if is_root { None } else { level.ignore.clone() };
         let name = path.as_path().file_name().unwrap_or_default().to_owned();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&parent, &name, flags, Mode::empty());
+        let mut opened = rustix::fs::openat(&parent, &name, flags, Mode::empty());
+        let is_passed = scope == Scope::OnTheWay && route.is_some() && matches!(opened, Err(Errno::ACCESS));
+        if is_passed {
+            // Of a folder on the way nothing is listed: the right to pass through it (mode 711) is enough.
+            opened = rustix::fs::openat(&parent, &name, flags | OFlags::PATH, Mode::empty());
+        }
         let folder = match opened {
             Ok(folder) => folder,
             Err(errno) if route.is_some() => return Err(self.asked_for(&path, errno)),
@@ -390,7 +395,12 @@ impl<'a> Walker<'a> {
             }
             Err(errno) => return self.trouble(&path, errno),
         };
-        let xattrs = match self.xattrs(&stat, Holder::Open(folder.as_fd())) {
+        let held = if is_passed {
+            self.xattrs_of(&path, &parent, &stat)
+        } else {
+            self.xattrs(&stat, Holder::Open(folder.as_fd()))
+        };
+        let xattrs = match held {
             Ok(xattrs) => xattrs,
             Err(errno) => return self.trouble(&path, errno),
         };

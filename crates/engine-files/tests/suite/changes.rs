@@ -308,6 +308,25 @@ fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) 
 }
 
 #[test]
+fn a_folder_on_the_way_need_only_be_passable() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("closed/mine")).unwrap();
+    fs::write(at("closed/mine/file"), "x").unwrap();
+    for folder in [home.path().to_owned(), at("closed")] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let (path, mine) = (home.path().to_owned(), at("closed/mine"));
+    let stored = as_nobody(async move {
+        let sink = MemorySink::default();
+        let manifest = back_up(&files(&format!("paths: [{}]", mine.display())), &sink).await.unwrap();
+        assert_eq!(manifest.sources[0].warnings, Vec::<String>::new());
+        stored_below(&reader(&sink, &manifest).await, &path).await
+    });
+    assert_eq!(stored, ["closed", "closed/mine", "closed/mine/file"]);
+}
+
+#[test]
 fn what_cannot_be_read_is_named_and_fails_the_source() {
     let home = tempfile::tempdir().unwrap();
     let at = |name: &str| home.path().join(name);
