@@ -4,6 +4,7 @@
 //! closing the file in any other way would drop the locks of every connection that this process has to it
 //! (sqlite.org/howtocorrupt.html, section 2.2).
 
+mod apart;
 mod backup;
 mod config;
 mod connection;

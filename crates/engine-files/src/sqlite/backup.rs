@@ -15,6 +15,7 @@ use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use tempfile::TempDir;
 
+use super::apart;
 use super::connection::{Interrupts, blocking, explain, open_copy, open_live};
 use super::health::Health;
 use super::record::{DATABASES, DatabaseRecord, artifact_name};
@@ -158,7 +159,7 @@ fn copy(
     busy_timeout: Duration,
 ) -> Result<Copy> {
     let (real, metadata) = locate(path)?;
-    let live = begin_reading(&real, busy_timeout, interrupts)?;
+    let live = begin_reading(cx, &real, &folder.path().join("apart.sqlite"), busy_timeout, interrupts)?;
     let broken = |source| explain(source, &real);
     let target = file_in(&folder);
     transfer(cx, &live, &real, &target, busy_timeout)?;
@@ -190,14 +191,38 @@ fn copy(
 /// Opens a live database and begins the one read transaction under which it is copied: in WAL mode writers go on and the
 /// copy does not see them, so it need not start again; in the rollback modes they wait, as they would for any long reader
 /// (sqlite.org/isolation.html).
-fn begin_reading(real: &Path, busy_timeout: Duration, interrupts: &Interrupts) -> Result<Connection> {
-    let broken = |source| explain(source, real);
+///
+/// What was left by a crash, and cannot be put right in its place, is put right in a copy at `apart`.
+fn begin_reading(
+    cx: &RunContext,
+    real: &Path,
+    apart: &Path,
+    busy_timeout: Duration,
+    interrupts: &Interrupts,
+) -> Result<Connection> {
     let live = open_live(real, busy_timeout)?;
     interrupts.watch(&live);
-    live.execute_batch("BEGIN").map_err(broken)?;
+    let why = match begin(&live) {
+        Ok(()) => return Ok(live),
+        Err(why) if apart::is_needed(&why, real) => why,
+        Err(why) => return Err(explain(why, real)),
+    };
+    drop(live);
+    cx.warn(format!(
+        "`{}` cannot be read in its place ({why}): a copy of it and its journal was made, put right and saved",
+        real.display()
+    ));
+    let copy = apart::open(real, apart)?;
+    interrupts.watch(&copy);
+    begin(&copy).map_err(|source| explain(source, real))?;
+    Ok(copy)
+}
+
+fn begin(live: &Connection) -> rusqlite::Result<()> {
+    live.execute_batch("BEGIN")?;
     let sql = "SELECT count(*) FROM sqlite_schema";
-    let _begins_reading: i64 = live.query_row(sql, [], |row| row.get(0)).map_err(broken)?;
-    Ok(live)
+    let _begins_reading: i64 = live.query_row(sql, [], |row| row.get(0))?;
+    Ok(())
 }
 
 fn transfer(cx: &RunContext, live: &Connection, real: &Path, target: &Path, busy_timeout: Duration) -> Result<()> {
@@ -242,9 +267,10 @@ mod tests {
         let path = home.path().join("live.db");
         let writer = Connection::open(&path).unwrap();
         writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
-        let live = begin_reading(&path, Duration::ZERO, &Interrupts::default()).unwrap();
-        writer.execute_batch("INSERT INTO t VALUES (2)").unwrap();
         let cx = RunContext::new(SourceName::new("x").unwrap());
+        let apart = home.path().join("apart.db");
+        let live = begin_reading(&cx, &path, &apart, Duration::ZERO, &Interrupts::default()).unwrap();
+        writer.execute_batch("INSERT INTO t VALUES (2)").unwrap();
         let target = home.path().join("copy.db");
         transfer(&cx, &live, &path, &target, Duration::ZERO).unwrap();
         let copy = open_copy(&target, &Interrupts::default()).unwrap();

@@ -288,7 +288,7 @@ async fn links_to_a_file_that_vanished_get_its_content() {
 }
 
 /// Backs up as the user `nobody`: a runtime of its own, all of whose threads give root up.
-fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+pub(crate) fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     let become_nobody = || {
         let nobody = 65_534;
         let (uid, gid) = (rustix::fs::Uid::from_raw(nobody), rustix::fs::Gid::from_raw(nobody));

@@ -108,6 +108,68 @@ async fn a_live_database_is_copied_consistently_under_load() {
     assert_eq!(query(&path, "PRAGMA integrity_check"), "ok");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_is_undone_in_a_copy() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("live.db");
+    let connection = Connection::open(&path).unwrap();
+    // A transaction that is larger than the cache spills into the file before it is committed.
+    connection
+        .execute_batch(
+            "PRAGMA cache_size = 10; CREATE TABLE t (x); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+             INSERT INTO t SELECT zeroblob(1000) FROM n; BEGIN; UPDATE t SET x = randomblob(1000); DELETE FROM t WHERE rowid > 10;",
+        )
+        .unwrap();
+    // What a crash leaves, as the lock of the process that wrote it is gone.
+    let crashed = home.path().join("crashed.db");
+    fs::copy(&path, &crashed).unwrap();
+    fs::copy(home.path().join("live.db-journal"), home.path().join("crashed.db-journal")).unwrap();
+    drop(connection);
+    let (before, sink, engine) = (names(home.path()), MemorySink::default(), of(&crashed));
+    engine.source.preflight(&RunContext::new(name())).await.unwrap();
+    let manifest = back_up(&engine, &sink).await.unwrap();
+    let source = &manifest.sources[0];
+    assert!(
+        source.warnings.iter().any(|warning| warning.contains("cannot be read in its place")),
+        "{:?}",
+        source.warnings
+    );
+    assert_eq!(source.fingerprint.0[&format!("rows in {}", crashed.display())]["t"], 200);
+    assert_eq!(names(home.path()), before, "the original is left as it was");
+    let to = tempfile::tempdir().unwrap();
+    restore(&engine, &reader(&sink, &manifest).await, &into_folder(&to.path().join("x"))).await.unwrap();
+    assert_eq!(query(&to.path().join("x/crashed.db"), "SELECT sum(x = zeroblob(1000)) FROM t"), "200", "rolled back");
+}
+
+#[test]
+fn a_database_in_wal_mode_needs_no_folder_that_can_be_written() {
+    let home = tempfile::tempdir().unwrap();
+    let (closed, left) = (home.path().join("closed.db"), home.path().join("left.db"));
+    drop(bank(&closed, 10));
+    let open = home.path().join("open.db");
+    let connection = bank(&open, 10);
+    fs::copy(&open, &left).unwrap();
+    fs::copy(home.path().join("open.db-wal"), home.path().join("left.db-wal")).unwrap();
+    drop(connection);
+    for path in [home.path(), &closed, &left, &home.path().join("left.db-wal")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let before = names(home.path());
+    let databases = [closed, left];
+    crate::changes::as_nobody(async move {
+        for path in databases {
+            let (engine, sink) = (of(&path), MemorySink::default());
+            engine.source.preflight(&RunContext::new(name())).await.unwrap();
+            let manifest = back_up(&engine, &sink).await.unwrap();
+            let source = &manifest.sources[0];
+            let rows = &source.fingerprint.0[&format!("rows in {}", path.display())];
+            assert_eq!(rows["account"], 10, "{}", path.display());
+            assert_eq!(source.details["databases"][0]["journal_mode"], "wal", "{}", path.display());
+        }
+    });
+    assert_eq!(names(home.path()), before);
+}
+
 async fn verified(engine: &Engine, from: &backup_core::BackupReader) -> backup_core::engine::VerifyReport {
     engine.verifier.verify(&RunContext::new(name()), from).await.unwrap()
 }
