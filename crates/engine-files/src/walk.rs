@@ -136,6 +136,7 @@ pub(crate) struct Walker<'a> {
     path_buffer: Vec<u8>,
     left_out: LeftOut,
     futile: Futile,
+    opens_closed: bool,
     own: Vec<Own>,
 }
 
@@ -181,6 +182,7 @@ impl<'a> Walker<'a> {
             path_buffer: Vec::new(),
             left_out: LeftOut::default(),
             futile: Futile::new(&rules.unmatched),
+            opens_closed: false,
             own: Own::of(cx),
         }
     }
@@ -221,6 +223,12 @@ impl<'a> Walker<'a> {
         };
         walker.list(level).map_err(failed)?;
         Ok(walker)
+    }
+
+    /// Folders of a copy of our own may have modes that keep their owner out. They are found with those modes, then opened.
+    pub(crate) fn opening_closed_folders(mut self) -> Self {
+        self.opens_closed = true;
+        self
     }
 
     /// What was left out so far.
@@ -379,6 +387,10 @@ impl<'a> Walker<'a> {
         let name = path.as_path().file_name().unwrap_or_default().to_owned();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut opened = rustix::fs::openat(&parent, &name, flags, Mode::empty());
+        if self.opens_closed && matches!(opened, Err(Errno::ACCESS)) {
+            opened = rustix::fs::chmodat(&parent, &name, Mode::RWXU, AtFlags::empty())
+                .and_then(|()| rustix::fs::openat(&parent, &name, flags, Mode::empty()));
+        }
         let is_passed = scope == Scope::OnTheWay && route.is_some() && matches!(opened, Err(Errno::ACCESS));
         if is_passed {
             // Of a folder on the way nothing is listed: the right to pass through it (mode 711) is enough.

@@ -327,6 +327,33 @@ fn a_folder_on_the_way_need_only_be_passable() {
 }
 
 #[test]
+fn a_drill_without_root_reads_what_its_owner_may_not() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir(at("closed")).unwrap();
+    for name in ["closed/inside", "secret", "open"] {
+        fs::write(at(name), name).unwrap();
+    }
+    for (name, mode) in [("closed/inside", 0o200), ("secret", 0), ("closed", 0o200)] {
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Saved by root, drilled by somebody else.
+    let (engine, memory) = (files(&format!("paths: [{}]", home.path().display())), MemorySink::default());
+    let saving = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let manifest = saving.block_on(back_up(&engine, &memory)).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let folder = scratch.path().to_owned();
+    let report = as_nobody(async move {
+        let from = reader(&memory, &manifest).await;
+        let cx = backup_core::RunContext::new(crate::support::name()).scratch_in(folder);
+        engine.driller.drill(&cx, &from).await.unwrap()
+    });
+    assert_eq!(report.findings, Vec::<String>::new());
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left");
+}
+
+#[test]
 fn what_cannot_be_read_is_named_and_fails_the_source() {
     let home = tempfile::tempdir().unwrap();
     let at = |name: &str| home.path().join(name);
