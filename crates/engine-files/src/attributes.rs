@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use backup_core::tree::{EntryKind, FileIdentity, FileTime, TreeEntry, TreePath};
 use rustix::fs::{FileType, Stat};
@@ -10,10 +11,10 @@ use rustix::io::Errno;
 
 use crate::owners::Owners;
 
-/// A file whose status changed less than this before we looked at it may change again without its `ctime` moving: the
-/// kernel stamps files with the time of its last tick (10 ms apart at `CONFIG_HZ=100`, 4 ms at 250). Git calls such
-/// files "racily clean". We give them no identity, so that the next run reads them again.
-const RACY_NANOS: i128 = 10_000_000;
+/// However short the plan's `settle` is: the kernel stamps files with the time of its last tick (10 ms apart at
+/// `CONFIG_HZ=100`, 4 ms at 250), so a file that changed less than this before we looked at it may change again without
+/// its `ctime` moving. Git calls such files "racily clean".
+const TICK: Duration = Duration::from_millis(10);
 
 /// The largest value of an extended attribute that Linux allows (xattr(7)).
 const MAX_XATTR_BYTES: usize = 64 * 1024;
@@ -61,10 +62,13 @@ fn changed(stat: &Stat) -> FileTime {
     time(stat.st_ctime, stat.st_ctime_nsec)
 }
 
-/// The identity of a file, or none when it may have changed again, unnoticed, since it was looked at.
-fn identity(inode: u64, changed: FileTime, now: FileTime) -> FileIdentity {
+/// The identity of a file, or none when it may change again without a trace: the next run then reads it again. Writes
+/// through memory (mmap(2)) move the times only when they are the first to a page since it was last written to disk, which
+/// the kernel does half a minute later (`vm.dirty_expire_centisecs`); `settle` is how long we distrust a file for that.
+fn identity(inode: u64, changed: FileTime, now: FileTime, settle: Duration) -> FileIdentity {
     let nanos = |time: FileTime| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
-    if nanos(changed) + RACY_NANOS > nanos(now) {
+    let young = i128::try_from(settle.max(TICK).as_nanos()).unwrap_or(i128::MAX / 2);
+    if nanos(changed) + young > nanos(now) {
         return FileIdentity::default();
     }
     FileIdentity { inode, changed }
@@ -76,12 +80,15 @@ fn now() -> FileTime {
     FileTime { seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
 }
 
-/// The entry of what `stat` describes.
+/// Lets the next run recognise the file that `stat` describes as unchanged, unless it is younger than `settle`.
+pub(crate) fn identify(entry: &mut TreeEntry, stat: &Stat, settle: Duration) {
+    if matches!(entry.kind, EntryKind::File { .. }) {
+        entry.identity = identity(stat.st_ino, changed(stat), now(), settle);
+    }
+}
+
+/// The entry of what `stat` describes, without an identity.
 pub(crate) fn entry(path: TreePath, kind: EntryKind, stat: &Stat, xattrs: Xattrs, owners: &Owners) -> TreeEntry {
-    let identity = match kind {
-        EntryKind::File { .. } => identity(stat.st_ino, changed(stat), now()),
-        _ => FileIdentity::default(),
-    };
     TreeEntry {
         path,
         kind,
@@ -92,7 +99,7 @@ pub(crate) fn entry(path: TreePath, kind: EntryKind, stat: &Stat, xattrs: Xattrs
         group: owners.group_name(stat.st_gid),
         modified: modified(stat),
         xattrs,
-        identity,
+        identity: FileIdentity::default(),
     }
 }
 
@@ -167,17 +174,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_changed_a_tick_ago_has_no_identity() {
+    fn a_file_that_changed_a_moment_ago_has_no_identity() {
         let now = FileTime { seconds: 100, nanos: 5_000_000 };
+        let (minute, none) = (Duration::from_mins(1), Duration::ZERO);
         let cases = [
-            (FileTime { seconds: 99, nanos: 0 }, true),
-            (FileTime { seconds: 99, nanos: 995_000_000 }, true),
-            (FileTime { seconds: 99, nanos: 995_000_001 }, false),
-            (FileTime { seconds: 100, nanos: 4_000_000 }, false),
-            (FileTime { seconds: 101, nanos: 0 }, false),
+            (FileTime { seconds: 99, nanos: 995_000_000 }, none, true),
+            (FileTime { seconds: 99, nanos: 995_000_001 }, none, false),
+            (FileTime { seconds: 101, nanos: 0 }, none, false),
+            (FileTime { seconds: 40, nanos: 5_000_000 }, minute, true),
+            (FileTime { seconds: 40, nanos: 5_000_001 }, minute, false),
+            (FileTime { seconds: 101, nanos: 0 }, minute, false),
+            (FileTime { seconds: 40, nanos: 0 }, Duration::MAX, false),
         ];
-        for (changed, known) in cases {
-            assert_eq!(identity(7, changed, now).inode != 0, known, "{changed:?}");
+        for (changed, settle, known) in cases {
+            assert_eq!(identity(7, changed, now, settle).inode != 0, known, "{changed:?} {settle:?}");
         }
     }
 }

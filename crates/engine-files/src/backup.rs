@@ -85,6 +85,11 @@ impl Tally {
         self.counts().iter().filter(|(name, _)| *name != "bytes").map(|(_, count)| count).sum()
     }
 
+    /// Whether nothing else was counted.
+    pub(crate) fn has_only_folders(&self) -> bool {
+        self.entries() == self.directories.load(Ordering::Acquire)
+    }
+
     /// How many bytes were counted.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
@@ -157,7 +162,12 @@ pub(crate) async fn backup(
     let inner = cx.clone().cancelled_by(stop.clone());
     let tree = out.tree(ArtifactName::new(TREE)?).await?;
     let owners = Arc::new(Owners::load());
-    let reader = ContentReader { cx: inner.clone(), runtime: Handle::current(), owners: Arc::clone(&owners) };
+    let reader = ContentReader {
+        cx: inner.clone(),
+        runtime: Handle::current(),
+        owners: Arc::clone(&owners),
+        settle: rules.settle,
+    };
     let tally = Arc::new(Tally::default());
     let (jobs, queue) = bounded::<Job>(QUEUE);
     let mut readers = tokio::task::JoinSet::new();
@@ -201,6 +211,9 @@ pub(crate) async fn backup(
     left.add(Left { unreadable: walked.unreadable, vanished: walked.vanished });
     if left.unreadable > 0 && rules.unreadable == Unreadable::Fail {
         return Err(unreadable(left.unreadable));
+    }
+    if tally.has_only_folders() {
+        cx.warn("nothing but folders was saved: there is no file in `paths`, or all were left out");
     }
     tree.seal(Evidence::Listing { entries: tally.entries() }).await?;
     Ok(SourceSummary {
@@ -313,6 +326,9 @@ impl Walk {
                 // The readers stopped; theirs is the error that counts.
                 return Err(backup_core::context::interrupted());
             }
+        }
+        for warning in walker.futile().warnings() {
+            self.cx.warn(warning);
         }
         let mut left_out = walker.left_out();
         left_out.unreadable += inline.unreadable;

@@ -1,8 +1,10 @@
 //! The `files` engine's part of a plan. Pure: nothing here looks at the file system.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::plan::Span;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -33,6 +35,10 @@ pub(crate) struct FilesConfig {
     /// What happens when a file or a folder cannot be read for want of rights.
     #[serde(default)]
     pub(crate) unreadable: Unreadable,
+    /// A file that changed less than this before it was saved is read again by the next backup, even if it looks
+    /// unchanged: a program that writes to it through memory (mmap) may leave no trace for half a minute.
+    #[serde(default = "default_settle")]
+    pub(crate) settle: Span,
 }
 
 /// What happens when a file or a folder cannot be read for want of rights.
@@ -48,6 +54,10 @@ pub(crate) enum Unreadable {
 
 fn default_ignore_files() -> Vec<String> {
     vec![".stackignore".to_owned()]
+}
+
+pub(crate) const fn default_settle() -> Span {
+    Span(Duration::from_mins(1))
 }
 
 const fn yes() -> bool {

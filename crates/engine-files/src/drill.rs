@@ -13,7 +13,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::sink::{FileContent, Piece};
 use backup_core::tree::{EntryKind, FileIdentity, TreeEntry, TreePath};
 use backup_core::{ArtifactName, BackupReader, RunContext};
-use rustix::fs::SeekFrom;
+use rustix::fs::{AtFlags, Mode, SeekFrom};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
@@ -94,7 +94,8 @@ impl Compare {
     fn run(&self, restored: &Path) -> Result<(u64, Vec<String>)> {
         let route = Route::to(&[TreePath::root()]);
         let rules = Rules::default();
-        let mut walker = Walker::new(&self.cx, restored, route, &rules, Arc::clone(&self.owners));
+        let mut walker =
+            Walker::new(&self.cx, restored, route, &rules, Arc::clone(&self.owners)).opening_closed_folders();
         let mut tree = self.runtime.block_on(async { self.from.tree(&ArtifactName::new(TREE)?).await })?;
         let (mut items, mut findings) = (0, Vec::new());
         let mut found = walker.next()?;
@@ -177,7 +178,14 @@ impl Compare {
     fn content(&self, content: Box<dyn FileContent>, have: &Found) -> Result<Option<String>> {
         let Some(parent) = &have.parent else { return Ok(None) };
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(parent, have.name(), flags, rustix::fs::Mode::empty());
+        let open = || rustix::fs::openat(parent, have.name(), flags, Mode::empty());
+        // The copy is ours; its mode was compared, and may keep its owner, who is not root, from reading it.
+        let opened = match open() {
+            Err(Errno::ACCESS) => {
+                rustix::fs::chmodat(parent, have.name(), Mode::RUSR, AtFlags::empty()).and_then(|()| open())
+            }
+            opened => opened,
+        };
         let failed = |source| Error::io("cannot read what the drill restored", have.entry.path.as_path(), source);
         let file = File::from(opened.map_err(|errno| failed(errno.into()))?);
         let mut pieces = self.runtime.block_on(content.open())?;

@@ -8,13 +8,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::tree::TreePath;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{FilesConfig, Unreadable};
+use crate::config::{FilesConfig, Unreadable, default_settle};
+use crate::futile::{TakenBack, Unmatched};
 
 /// The name and the first bytes that mark a cache directory (bford.info/cachedir).
 pub(crate) const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
@@ -36,12 +38,17 @@ pub(crate) struct Rules {
     exclude: Option<Gitignore>,
     include: Option<Gitignore>,
     ignore_files: Vec<Vec<u8>>,
+    /// The patterns of `include`, each by itself.
+    pub(crate) unmatched: Unmatched,
+    taken_back: TakenBack,
     /// See [`FilesConfig::exclude_caches`].
     pub(crate) exclude_caches: bool,
     /// See [`FilesConfig::one_file_system`].
     pub(crate) one_file_system: bool,
     /// See [`FilesConfig::unreadable`].
     pub(crate) unreadable: Unreadable,
+    /// See [`FilesConfig::settle`].
+    pub(crate) settle: Duration,
     /// As the manifest keeps them: what a later restore may not remove.
     pub(crate) record: serde_json::Value,
 }
@@ -61,10 +68,13 @@ impl Rules {
         Ok(Self {
             exclude: compile("exclude", &config.exclude)?,
             include: compile("include", &config.include)?,
+            unmatched: Unmatched::new(&config.include)?,
+            taken_back: TakenBack::of_plan(&config.exclude),
             ignore_files: config.ignore_files.iter().map(|name| name.as_bytes().to_vec()).collect(),
             exclude_caches: config.exclude_caches,
             one_file_system: config.one_file_system,
             unreadable: config.unreadable,
+            settle: config.settle.0,
             record: serde_json::json!({
                 "exclude": config.exclude,
                 "include": config.include,
@@ -94,6 +104,7 @@ impl Rules {
             exclude_caches: flag("exclude_caches")?,
             one_file_system: flag("one_file_system")?,
             unreadable: Unreadable::Skip,
+            settle: default_settle(),
         })
     }
 
@@ -107,13 +118,18 @@ impl Rules {
         self.include.as_ref().is_none_or(|globs| matched(globs, path.as_bytes(), what).unwrap_or(false))
     }
 
+    /// The patterns of `exclude` that would take back something in the folder `path`, were it not left out as a whole.
+    pub(crate) fn out_of_reach<'a>(&'a self, path: &'a TreePath) -> impl Iterator<Item = &'a str> {
+        self.taken_back.within(path.as_bytes())
+    }
+
     /// The names of ignore files.
     pub(crate) fn ignore_files(&self) -> &[Vec<u8>] {
         &self.ignore_files
     }
 }
 
-fn compile(field: &str, patterns: &[String]) -> Result<Option<Gitignore>> {
+pub(crate) fn compile(field: &str, patterns: &[String]) -> Result<Option<Gitignore>> {
     if patterns.is_empty() {
         return Ok(None);
     }
@@ -128,7 +144,7 @@ fn compile(field: &str, patterns: &[String]) -> Result<Option<Gitignore>> {
 }
 
 /// In a `.gitignore`, `a/b` is anchored at the file's folder. A plan has none, so there it matches at any depth.
-fn anywhere(pattern: &str) -> String {
+pub(crate) fn anywhere(pattern: &str) -> String {
     let (negation, rest) = pattern.strip_prefix('!').map_or(("", pattern), |rest| ("!", rest));
     let inner = rest.trim_end_matches('/').contains('/');
     if inner && !rest.starts_with('/') && !rest.starts_with("**/") {
@@ -139,7 +155,7 @@ fn anywhere(pattern: &str) -> String {
 }
 
 /// `Some(true)`: left out; `Some(false)`: taken back by `!`; `None`: not mentioned.
-fn matched(globs: &Gitignore, path: &[u8], what: What) -> Option<bool> {
+pub(crate) fn matched(globs: &Gitignore, path: &[u8], what: What) -> Option<bool> {
     let found = globs.matched(Path::new(OsStr::from_bytes(path)), what == What::Directory);
     if found.is_none() { None } else { Some(found.is_ignore()) }
 }
@@ -148,6 +164,7 @@ fn matched(globs: &Gitignore, path: &[u8], what: What) -> Option<bool> {
 #[derive(Debug)]
 pub(crate) struct IgnoreChain {
     globs: Gitignore,
+    taken_back: TakenBack,
     /// The length of the folder's path in bytes, with its separator.
     prefix: usize,
     above: Option<Arc<IgnoreChain>>,
@@ -166,7 +183,8 @@ impl IgnoreChain {
             return Err(Error::new(ErrorKind::Unsupported, "the ignore file is too long").with("path", shown.display()));
         }
         let mut builder = GitignoreBuilder::new("");
-        for line in String::from_utf8_lossy(&text).lines() {
+        let text = String::from_utf8_lossy(&text);
+        for line in text.lines() {
             builder.add_line(None, line).map_err(|why| {
                 Error::new(ErrorKind::Unsupported, format!("`{line}` is not a pattern"))
                     .with("path", shown.display())
@@ -177,7 +195,13 @@ impl IgnoreChain {
             .build()
             .map_err(|why| Error::new(ErrorKind::Unsupported, "the ignore file cannot be used").caused_by(why))?;
         let prefix = if path.is_root() { 0 } else { path.as_bytes().len() + 1 };
-        Ok(Self { globs, prefix, above })
+        Ok(Self { globs, taken_back: TakenBack::of_ignore_file(&text), prefix, above })
+    }
+
+    /// The patterns that would take back something in the folder `path`, were it not left out as a whole.
+    pub(crate) fn out_of_reach<'a>(&'a self, path: &'a TreePath) -> impl Iterator<Item = &'a str> {
+        let chain = std::iter::successors(Some(self), |link| link.above.as_deref());
+        chain.flat_map(|link| link.taken_back.within(path.as_bytes().get(link.prefix..).unwrap_or_default()))
     }
 
     /// Whether `path`, which lies below this folder, is left out. The nearest file that mentions it decides.

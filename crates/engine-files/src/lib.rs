@@ -9,6 +9,7 @@ mod discover;
 mod drill;
 mod engine;
 mod filter;
+mod futile;
 mod owners;
 mod read;
 mod restore;

@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use backup_core::RunContext;
 use backup_core::error::{Error, Result};
@@ -23,6 +24,8 @@ use crate::walk::{Found, is_refusal};
 const MAX_REREADS: u32 = 3;
 /// Files are read in pieces of this size; smaller ones in one piece.
 const PIECE_BYTES: usize = 1024 * 1024;
+/// How much is asked for behind the end of every file.
+const PROBE_BYTES: usize = 4096;
 
 /// What became of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +44,15 @@ pub(crate) struct ContentReader {
     pub(crate) cx: RunContext,
     pub(crate) runtime: Handle,
     pub(crate) owners: Arc<Owners>,
+    /// See [`FilesConfig::settle`](crate::config::FilesConfig::settle).
+    pub(crate) settle: Duration,
 }
 
 /// Why reading stopped.
 enum Stop {
     File(Errno),
+    /// The file system does not give what lies behind the length that it tells.
+    Unreadable(Errno),
     Sink(Error),
 }
 
@@ -69,6 +76,11 @@ impl ContentReader {
                 Ok(Outcome::Kept(size))
             }
             Err(Stop::Sink(error)) => Err(error),
+            Err(Stop::Unreadable(errno)) => {
+                self.cx.warn(format!("`/{path}` cannot be read and is not in the backup: {errno}"));
+                self.runtime.block_on(writer.abandon())?;
+                Ok(Outcome::Unreadable)
+            }
             Err(Stop::File(errno)) => {
                 let outcome = match errno {
                     Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE => {
@@ -91,14 +103,27 @@ impl ContentReader {
         let file = open(&found)?;
         let (mut entry, mut stat) = (found.entry, found.stat);
         for attempt in 0.. {
-            let read = self.read(&file, &stat, writer)?;
-            let after = rustix::fs::fstat(&file)?;
+            let (size, mut read) = (attributes::size(&stat), self.read(&file, &stat, writer)?);
+            let mut after = rustix::fs::fstat(&file)?;
             if attributes::kind(&after) != FileType::RegularFile {
                 return Err(Stop::File(Errno::NOENT));
             }
-            let unchanged = Stamp::of(&after) == Stamp::of(&stat) && read == attributes::size(&stat);
-            if unchanged {
-                break;
+            if Stamp::of(&after) == Stamp::of(&stat) && read == size {
+                let more = self.rest(&file, writer)?;
+                if more == 0 {
+                    break;
+                }
+                // It grew just now, or its file system (proc, FUSE) does not know how long it is.
+                read += more;
+                after = rustix::fs::fstat(&file)?;
+                if Stamp::of(&after) == Stamp::of(&stat) {
+                    if size > 0 {
+                        self.cx.warn(format!("`/{}` has {read} bytes, its file system says {size}", entry.path));
+                    }
+                    entry.kind = EntryKind::File { size: read };
+                    entry.identity = FileIdentity::default();
+                    break;
+                }
             }
             if attempt == MAX_REREADS {
                 self.cx.warn(format!(
@@ -114,6 +139,7 @@ impl ContentReader {
             let xattrs = attributes::xattrs(Holder::Open(file.as_fd()))?.unwrap_or_default();
             let kind = EntryKind::File { size: attributes::size(&after) };
             entry = attributes::entry(entry.path, kind, &after, xattrs, &self.owners);
+            attributes::identify(&mut entry, &after, self.settle);
             stat = after;
         }
         Ok(entry)
@@ -153,7 +179,24 @@ impl ContentReader {
                 break;
             }
         }
+        // Behind a hole at the end, where `rest` goes on.
+        rustix::fs::seek(file, SeekFrom::Start(position))?;
         Ok(position)
+    }
+
+    /// Hands on what lies behind the length that the file system told: nothing, of ordinary files.
+    fn rest(&self, file: &OwnedFd, writer: &mut FileWriter) -> Result<u64, Stop> {
+        let mut read = 0;
+        let mut wanted = PROBE_BYTES;
+        loop {
+            let piece = fill(file, wanted).map_err(Stop::Unreadable)?;
+            if piece.is_empty() {
+                return Ok(read);
+            }
+            read += piece.len() as u64;
+            wanted = PIECE_BYTES;
+            self.runtime.block_on(writer.write(Bytes::from(piece))).map_err(Stop::Sink)?;
+        }
     }
 
     fn read_data(&self, file: &OwnedFd, length: u64, writer: &mut FileWriter) -> Result<u64, Stop> {

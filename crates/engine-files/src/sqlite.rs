@@ -4,10 +4,12 @@
 //! closing the file in any other way would drop the locks of every connection that this process has to it
 //! (sqlite.org/howtocorrupt.html, section 2.2).
 
+mod apart;
 mod backup;
 mod config;
 mod connection;
 mod engine;
+mod health;
 mod record;
 mod restore;
 mod verify;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::attributes::{self, Holder, Xattrs};
 use crate::filter::{CACHE_TAG, IgnoreChain, Rules, What, is_cache};
+use crate::futile::Futile;
 use crate::owners::Owners;
 use crate::route::Route;
 
@@ -134,6 +135,8 @@ pub(crate) struct Walker<'a> {
     without_xattrs: HashSet<u64>,
     path_buffer: Vec<u8>,
     left_out: LeftOut,
+    futile: Futile,
+    opens_closed: bool,
     own: Vec<Own>,
 }
 
@@ -178,6 +181,8 @@ impl<'a> Walker<'a> {
             without_xattrs: HashSet::new(),
             path_buffer: Vec::new(),
             left_out: LeftOut::default(),
+            futile: Futile::new(&rules.unmatched),
+            opens_closed: false,
             own: Own::of(cx),
         }
     }
@@ -218,6 +223,12 @@ impl<'a> Walker<'a> {
         };
         walker.list(level).map_err(failed)?;
         Ok(walker)
+    }
+
+    /// Folders of a copy of our own may have modes that keep their owner out. They are found with those modes, then opened.
+    pub(crate) fn opening_closed_folders(mut self) -> Self {
+        self.opens_closed = true;
+        self
     }
 
     /// What was left out so far.
@@ -301,7 +312,13 @@ impl<'a> Walker<'a> {
         let excluded = scope == Scope::Saved && !is_root && self.is_excluded(&path, what);
         if excluded && route.is_none() {
             self.left_out.excluded += 1;
+            if what == What::Directory {
+                self.note_out_of_reach(&path);
+            }
             return Ok(None);
+        }
+        if is_root || (scope == Scope::Saved && !excluded) {
+            self.futile.saw(&path, what);
         }
         if kind == FileType::Directory {
             if let Some(own) = self.own.iter().find(|own| own.id == (stat.st_dev, stat.st_ino)) {
@@ -314,6 +331,20 @@ impl<'a> Walker<'a> {
             return self.visit_folder(path, parent, stat, scope, route);
         }
         self.visit_other(path, parent, stat, kind)
+    }
+
+    /// Notes the patterns that cannot take back what lies in the folder `path`, which is left out.
+    fn note_out_of_reach(&mut self, path: &TreePath) {
+        let ignore = self.stack.last().and_then(|level| level.ignore.as_ref());
+        let by_files = ignore.iter().flat_map(|chain| chain.out_of_reach(path));
+        for pattern in self.rules.out_of_reach(path).chain(by_files) {
+            self.futile.out_of_reach(pattern, path);
+        }
+    }
+
+    /// The patterns that had no effect so far.
+    pub(crate) fn futile(&self) -> &Futile {
+        &self.futile
     }
 
     /// Says that a folder of our own is not saved.
@@ -355,7 +386,16 @@ impl<'a> Walker<'a> {
         let ignore = if is_root { None } else { level.ignore.clone() };
         let name = path.as_path().file_name().unwrap_or_default().to_owned();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&parent, &name, flags, Mode::empty());
+        let mut opened = rustix::fs::openat(&parent, &name, flags, Mode::empty());
+        if self.opens_closed && matches!(opened, Err(Errno::ACCESS)) {
+            opened = rustix::fs::chmodat(&parent, &name, Mode::RWXU, AtFlags::empty())
+                .and_then(|()| rustix::fs::openat(&parent, &name, flags, Mode::empty()));
+        }
+        let is_passed = scope == Scope::OnTheWay && route.is_some() && matches!(opened, Err(Errno::ACCESS));
+        if is_passed {
+            // Of a folder on the way nothing is listed: the right to pass through it (mode 711) is enough.
+            opened = rustix::fs::openat(&parent, &name, flags | OFlags::PATH, Mode::empty());
+        }
         let folder = match opened {
             Ok(folder) => folder,
             Err(errno) if route.is_some() => return Err(self.asked_for(&path, errno)),
@@ -367,7 +407,12 @@ impl<'a> Walker<'a> {
             }
             Err(errno) => return self.trouble(&path, errno),
         };
-        let xattrs = match self.xattrs(&stat, Holder::Open(folder.as_fd())) {
+        let held = if is_passed {
+            self.xattrs_of(&path, &parent, &stat)
+        } else {
+            self.xattrs(&stat, Holder::Open(folder.as_fd()))
+        };
+        let xattrs = match held {
             Ok(xattrs) => xattrs,
             Err(errno) => return self.trouble(&path, errno),
         };
@@ -436,7 +481,8 @@ impl<'a> Walker<'a> {
         if stat.st_nlink > 1 && !matches!(kind, EntryKind::Hardlink { .. }) {
             self.remember_link(id, &path);
         }
-        let entry = attributes::entry(path, kind, &stat, xattrs, &self.owners);
+        let mut entry = attributes::entry(path, kind, &stat, xattrs, &self.owners);
+        attributes::identify(&mut entry, &stat, self.rules.settle);
         Ok(Some(Found { entry, stat, parent: Some(parent) }))
     }
 

@@ -183,7 +183,10 @@ async fn drill_all(
 ) -> Result<drill::Measured> {
     let parts: Vec<&Part> = stack.parts.iter().collect();
     let id = crate::stack::latest(sink, &stack.plan.name).await?;
-    let measured = drill::drill(session, sink, &id, &parts, &drill::DrillPlace::default()).await?;
+    let mut measured = drill::drill(session, sink, &id, &parts, &drill::DrillPlace::default()).await?;
+    if let Some(error) = measured.failed.pop() {
+        return Err(error);
+    }
     for (name, report) in &measured.sources {
         let (items, restore) = (output::counted(report.items, "item"), output::span(report.restore_time));
         story.line(format!("{name}: restored into a scratch place in {restore}, {items} compared"));

@@ -27,8 +27,13 @@ pub(crate) async fn run(session: &Session<'_>, args: &DrillArgs) -> Result<Exit>
     let chosen = choose_for(sink.as_ref(), &stack.plan.name, &args.snapshot, &names);
     let id = session.unless_interrupted(chosen).await?;
     let place = DrillPlace { scratch: args.scratch.as_deref(), timeline: args.timeline.as_ref() };
-    let measured = drill(session, sink.as_ref(), &id, &parts, &place).await?;
+    let mut measured = drill(session, sink.as_ref(), &id, &parts, &place).await?;
     let ahead = clock::alarms(sink.as_ref(), &stack.plan.name).await?;
+    if parts.len() == 1
+        && let Some(error) = measured.failed.pop()
+    {
+        return Err(error);
+    }
     Ok(tell(session, &Measured { ahead, ..measured }, stack.plan.promise))
 }
 
@@ -40,6 +45,8 @@ pub(crate) struct Measured {
     ahead: Vec<String>,
     /// Each source with its report.
     pub(crate) sources: Vec<(SourceName, DrillReport)>,
+    /// Why sources could not be drilled at all. They do not keep the others from it.
+    pub(crate) failed: Vec<Error>,
 }
 
 impl Measured {
@@ -84,7 +91,7 @@ pub(crate) async fn drill(
 ) -> Result<Measured> {
     let snapshot = session.unless_interrupted(sink.open(id)).await?;
     let scratch = scratch_folder(place.scratch)?;
-    let mut sources = Vec::new();
+    let (mut sources, mut failed) = (Vec::new(), Vec::new());
     for part in parts {
         let reader =
             BackupReader::new(Arc::clone(&snapshot), part.name().clone())?.with_log(log_of(sink, part, place.timeline));
@@ -95,14 +102,18 @@ pub(crate) async fn drill(
         let result = part.engine.driller.drill(&cx, &reader).await;
         let failure = result.as_ref().err().map(Error::chain);
         cx.report(&Event::Finished { source: part.name().clone(), failure });
-        let report = result.map_err(|error| match error.operation() {
-            Some(_) => error,
-            None => error.during(format!("drill `{}`", part.name())),
-        })?;
-        sources.push((part.name().clone(), report));
+        cx.check_cancelled()?;
+        match result {
+            Ok(report) => sources.push((part.name().clone(), report)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) if error.operation().is_some() => failed.push(error),
+            Err(error) => failed.push(error.during(format!("drill `{}`", part.name()))),
+        }
     }
     let started = snapshot.manifest().started;
-    Ok(Measured { id: id.clone(), age: lost(started, &sources), ahead: Vec::new(), sources })
+    // Of a source that could not be drilled nothing later than the snapshot is proven.
+    let age = if failed.is_empty() { lost(started, &sources) } else { lost(started, &[]) };
+    Ok(Measured { id: id.clone(), age, ahead: Vec::new(), sources, failed })
 }
 
 /// Servers that refuse to run as root must be able to enter it, so it is passable, and its content is the engines' affair.
@@ -138,19 +149,29 @@ fn tell(session: &Session<'_>, measured: &Measured, promise: Promise) -> Exit {
     out.summary(format!("restore time  {} ({})", output::span(restore), kept(promise.rto, restore)));
     out.summary(format!("would lose    {} ({})", output::age(age), kept(promise.rpo, age)));
     let findings = measured.findings(promise);
-    let exit = if findings.is_empty() { Exit::Done } else { Exit::DrillFailed };
+    let exit = match measured.failed.first() {
+        _ if !findings.is_empty() => Exit::DrillFailed,
+        Some(error) => Exit::of(error),
+        None => Exit::Done,
+    };
     let sources: Vec<_> = measured.sources.iter().map(|(name, report)| source_json(name, report)).collect();
-    let body = json!({
+    let mut body = json!({
         "snapshot": measured.id, "restore_seconds": output::seconds(restore), "age_seconds": age.as_secs(),
         "promised_rto_seconds": promise.rto.map(|span| span.0.as_secs()),
         "promised_rpo_seconds": promise.rpo.map(|span| span.0.as_secs()),
         "sources": sources, "findings": findings,
     });
+    if !measured.failed.is_empty() {
+        body["failed"] = measured.failed.iter().map(Error::chain).collect();
+    }
     if exit == Exit::Done {
         out.summary(format!("snapshot {} is {}", measured.id, out.paint().good("proven")));
     } else {
         for finding in &findings {
             out.line(format!("{} {finding}", out.paint().error("wrong:")));
+        }
+        for error in &measured.failed {
+            out.complain(&error.chain(), error.remedy());
         }
         let failed = Error::new(ErrorKind::DrillFailed, format!("the drill of {} failed", measured.id))
             .hint("what is wrong is listed above; do not rely on this snapshot until it is explained");

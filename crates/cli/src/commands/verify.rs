@@ -64,6 +64,8 @@ struct Structure {
     skipped: Vec<String>,
     /// Why an engine could not read what it wanted to check.
     unreadable: Vec<String>,
+    /// Why sources could not be checked at all. They do not keep the others from it.
+    failed: Vec<Error>,
 }
 
 async fn structure(
@@ -90,13 +92,19 @@ async fn structure(
                 source: name.clone(),
                 failure: report.as_ref().err().map(Error::chain),
             });
+            cx.check_cancelled()?;
             let report = match report {
                 // The other sources are worth looking at all the same.
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     found.unreadable.push(error.chain());
                     continue;
                 }
-                other => other?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => {
+                    found.failed.push(error);
+                    continue;
+                }
+                Ok(report) => report,
             };
             found.checked.extend(report.checked.into_iter().map(|what| format!("{id}: {name}: {what}")));
             found.findings.extend(report.findings);
@@ -149,17 +157,22 @@ fn tell(
     }
     let snapshots_whole = check.damage.is_empty() && structure.findings.is_empty() && structure.unreadable.is_empty();
     let whole = snapshots_whole && logs.findings.is_empty();
-    let exit = match (whole, logs.gaps.is_empty()) {
-        (true, true) => Exit::Done,
-        (true, false) => Exit::Gap,
-        (false, _) => Exit::Damage,
+    let failed: Vec<&Error> = structure.failed.iter().chain(&logs.failed).collect();
+    let exit = match (whole, logs.gaps.is_empty(), failed.first()) {
+        (false, ..) => Exit::Damage,
+        (true, _, Some(error)) => Exit::of(error),
+        (true, false, None) => Exit::Gap,
+        (true, true, None) => Exit::Done,
     };
     let (amount, objects) =
         (output::counted(snapshots.len() as u64, "snapshot"), output::counted(check.objects, "object"));
     let looked = format!("{amount}: {objects}, {} read", output::bytes(check.bytes));
+    for error in &failed {
+        out.complain(&format!("not all was checked: {}", error.chain()), error.remedy());
+    }
     if whole {
         out.summary(format!("{looked}; {}", out.paint().good("no damage found")));
-        if exit == Exit::Gap {
+        if !logs.gaps.is_empty() {
             out.complain("something is missing in the logs", Some(GAP_ADVICE));
         }
     } else if snapshots_whole {
@@ -167,12 +180,15 @@ fn tell(
     } else {
         out.complain(&format!("damage found in {looked}"), Some(&advice(check, structure)));
     }
-    let body = json!({
+    let mut body = json!({
         "snapshots": snapshots, "objects": check.objects, "bytes": check.bytes, "damage": check.damage,
         "findings": structure.findings, "checked": structure.checked,
         "unreadable": structure.unreadable, "notes": check.notes, "skipped": structure.skipped,
         "logs": logs.checked, "log_findings": logs.findings, "log_gaps": logs.gaps,
     });
+    if !failed.is_empty() {
+        body["failed"] = failed.iter().map(|error| error.chain()).collect();
+    }
     out.result("verify", exit, &body);
     exit
 }

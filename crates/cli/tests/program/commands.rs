@@ -279,6 +279,32 @@ fn wrong_answers_fail_a_drill() {
 }
 
 #[test]
+fn one_engines_error_does_not_keep_the_others_from_being_checked() {
+    let program = Program::bare();
+    program.run("init");
+    program.write("first.txt", "one\n");
+    program.write("second.txt", "two\n");
+    let plan = "version: 1\nname: demo\nrepository: { url: /x }\nsources:\n  first:\n    note: { path: first.txt, fault: sick }\n  second:\n    note: { path: second.txt }\n";
+    program.write("stackward.yaml", plan);
+    program.run("backup");
+    for command in ["verify --depth structure --json", "drill --json"] {
+        let shown = program.run(command);
+        assert_eq!(shown.exit, Exit::Failed, "{shown}");
+        let result = shown.result();
+        assert!(result["failed"][0].as_str().unwrap().contains("shorthand"), "{shown}");
+        assert_eq!(result["failed"].as_array().unwrap().len(), 1, "{shown}");
+        let second = if command.starts_with("drill") { &result["sources"][0]["name"] } else { &result["checked"][0] };
+        assert!(second.as_str().unwrap().contains("second"), "the other one was looked at: {shown}");
+    }
+    let shown = program.run("verify --depth structure");
+    assert!(shown.stderr.contains("shorthand") && shown.stderr.contains("ask whoever wrote it"), "{shown}");
+    let shown = program.run("drill");
+    assert!(shown.stderr.contains("shorthand") && !shown.text().contains("proven\n"), "{shown}");
+    let alone = program.run("drill --source first");
+    assert!(alone.exit == Exit::Failed && alone.stderr.contains("shorthand"), "{alone}");
+}
+
+#[test]
 fn each_way_to_have_no_sink_has_its_code() {
     let program = Program::bare();
     program.plan("");

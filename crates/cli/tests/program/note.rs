@@ -54,6 +54,8 @@ enum Fault {
     Drill,
     /// The verification finds something wrong.
     Verify,
+    /// Neither verification nor drill get anywhere.
+    Sick,
 }
 
 #[derive(Debug)]
@@ -89,6 +91,15 @@ fn entry(path: &str, kind: EntryKind) -> TreeEntry {
 }
 
 impl Note {
+    fn ask(&self) -> Result<()> {
+        match self.fault {
+            Some(Fault::Sick) => {
+                Err(Error::new(ErrorKind::Unsupported, "nobody here can read shorthand").hint("ask whoever wrote it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn read(&self) -> Result<Vec<u8>> {
         std::fs::read(&self.path).map_err(|source| {
             Error::io("cannot read the note", &self.path, source).hint("write it, or take the source out of the plan")
@@ -189,6 +200,7 @@ impl Restorer for Note {
 #[async_trait]
 impl Verifier for Note {
     async fn verify(&self, _: &RunContext, from: &BackupReader) -> Result<VerifyReport> {
+        self.ask()?;
         let text = from.read(&name("note.txt"), 1 << 20).await?;
         let mut findings = Vec::new();
         if self.fault == Some(Fault::Verify) || !text.ends_with(b"\n") {
@@ -206,6 +218,7 @@ impl Verifier for Note {
 #[async_trait]
 impl Driller for Note {
     async fn drill(&self, cx: &RunContext, from: &BackupReader) -> Result<DrillReport> {
+        self.ask()?;
         let text = from.read(&name("note.txt"), 1 << 20).await?;
         let copy = cx.scratch().join("note.txt");
         std::fs::write(&copy, &text).map_err(|source| Error::io("cannot write the note", &copy, source))?;

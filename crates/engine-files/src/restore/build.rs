@@ -324,37 +324,23 @@ impl<'a> Builder<'a> {
         entry: TreeEntry,
         content: Option<Box<dyn FileContent>>,
     ) -> Result<()> {
-        let applier = &self.restore.applier;
-        let made = match &entry.kind {
+        match &entry.kind {
             EntryKind::File { .. } => {
                 let Some(content) = content else { return Err(damaged(&entry, "has no content")) };
-                return self.send(Job { folder: Arc::clone(folder), name: name.to_owned(), entry, content });
+                self.send(Job { folder: Arc::clone(folder), name: name.to_owned(), entry, content })
             }
             EntryKind::Directory => {
                 let path = entry.path.clone();
                 let made =
                     make_folder(folder.fd(), name, Some(entry.clone())).map_err(|errno| broken(&entry, errno))?;
                 self.stack.push((path, made));
-                return Ok(());
+                Ok(())
             }
             EntryKind::Hardlink { target } => {
                 let target = target.clone();
-                return self.link(folder, name, entry, &target);
+                self.link(folder, name, entry, &target)
             }
-            EntryKind::Symlink { target } => rustix::fs::symlinkat(OsStr::from_bytes(target), folder.fd(), name),
-            EntryKind::Fifo => node(folder.fd(), name, FileType::Fifo, (0, 0)),
-            EntryKind::CharDevice { major, minor } => {
-                node(folder.fd(), name, FileType::CharacterDevice, (*major, *minor))
-            }
-            EntryKind::BlockDevice { major, minor } => node(folder.fd(), name, FileType::BlockDevice, (*major, *minor)),
-        };
-        match made {
-            Ok(()) => applier.special(folder.fd(), name, &entry),
-            Err(Errno::PERM) if matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. }) => {
-                applier.note(Shortfall::Device, &entry);
-                Ok(())
-            }
-            Err(errno) => Err(broken(&entry, errno)),
+            _special => make_special(&self.restore.applier, folder.fd(), name, &entry).map(drop),
         }
     }
 
@@ -411,6 +397,27 @@ fn broken(entry: &TreeEntry, errno: Errno) -> Error {
         return damaged(entry, "is in the tree twice");
     }
     Error::io("cannot make a restored entry", format!("/{}", entry.path), errno.into())
+}
+
+/// Makes a symbolic link, a pipe or a device. `false` for a device that this user may not make, which is noted.
+pub(crate) fn make_special(applier: &Applier, folder: BorrowedFd<'_>, name: &OsStr, entry: &TreeEntry) -> Result<bool> {
+    let made = match &entry.kind {
+        EntryKind::Symlink { target } => rustix::fs::symlinkat(OsStr::from_bytes(target), folder, name),
+        EntryKind::Fifo => node(folder, name, FileType::Fifo, (0, 0)),
+        EntryKind::CharDevice { major, minor } => node(folder, name, FileType::CharacterDevice, (*major, *minor)),
+        EntryKind::BlockDevice { major, minor } => node(folder, name, FileType::BlockDevice, (*major, *minor)),
+        EntryKind::File { .. } | EntryKind::Directory | EntryKind::Hardlink { .. } => {
+            return Err(damaged(entry, "is of a kind that cannot have other names"));
+        }
+    };
+    match made {
+        Ok(()) => applier.special(folder, name, entry).map(|()| true),
+        Err(Errno::PERM) if matches!(entry.kind, EntryKind::CharDevice { .. } | EntryKind::BlockDevice { .. }) => {
+            applier.note(Shortfall::Device, entry);
+            Ok(false)
+        }
+        Err(errno) => Err(broken(entry, errno)),
+    }
 }
 
 fn node(parent: BorrowedFd<'_>, name: &OsStr, kind: FileType, (major, minor): (u32, u32)) -> Result<(), Errno> {

@@ -6,11 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::tree::{EntryKind, TreeEntry, TreePath};
+use backup_core::tree::{TreeEntry, TreePath};
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::build::{Folder, Restore, name_of, open_folder};
+use super::build::{Folder, Restore, make_special, name_of, open_folder};
 use super::content::{ContentWriter, Job};
 use super::staging::{NEW, Staging};
 use super::target::Unit;
@@ -49,14 +49,7 @@ impl Orphans {
         while let Some(stored) = restore.asked.runtime.block_on(tree.next())? {
             restore.asked.cx.check_cancelled()?;
             let Some(links) = self.by_target.remove(&stored.entry.path) else { continue };
-            let (EntryKind::File { .. }, Some(content)) = (&stored.entry.kind, stored.content) else {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("`/{}` has other names and is no file", stored.entry.path),
-                )
-                .hint("select it too"));
-            };
-            bytes += copy_one(restore, writer, staged, &stored.entry, content, &links)?;
+            bytes += copy_one(restore, writer, staged, &stored.entry, stored.content, &links)?;
         }
         match self.by_target.keys().next() {
             Some(target) => {
@@ -72,10 +65,9 @@ fn copy_one(
     writer: &ContentWriter,
     staged: &[Staging],
     target: &TreeEntry,
-    content: Box<dyn backup_core::sink::FileContent>,
+    mut content: Option<Box<dyn backup_core::sink::FileContent>>,
     links: &[(usize, TreeEntry)],
 ) -> Result<u64> {
-    let mut content = Some(content);
     let mut bytes = 0;
     let mut first: Option<(OwnedFd, std::ffi::OsString)> = None;
     for (unit, link) in links {
@@ -83,9 +75,9 @@ fn copy_one(
         let folder = parent(&staged[*unit], &restore.asked.units[*unit], &link.path).map_err(broken)?;
         let before = rustix::fs::fstat(&folder).map_err(broken)?;
         let name = if link.path == restore.asked.units[*unit].stored { NEW.into() } else { name_of(link) };
+        let entry = TreeEntry { kind: target.kind.clone(), ..link.clone() };
         match (&first, content.take()) {
             (None, Some(content)) => {
-                let entry = TreeEntry { kind: target.kind.clone(), ..link.clone() };
                 let job = Job {
                     folder: Folder::new(
                         folder.try_clone().map_err(|source| Error::from_io("cannot duplicate a descriptor", source))?,
@@ -100,7 +92,9 @@ fn copy_one(
             (Some((from, known)), _) => {
                 rustix::fs::linkat(from, known, &folder, &name, AtFlags::empty()).map_err(broken)?;
             }
-            (None, None) => {}
+            (None, None) if make_special(&restore.applier, folder.as_fd(), &name, &entry)? => {}
+            // A device that this user may not make; the next name is tried, and noted, too.
+            (None, None) => continue,
         }
         let modified =
             Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec.try_into().unwrap_or_default() };

@@ -15,9 +15,11 @@ use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use tempfile::TempDir;
 
+use super::apart;
 use super::connection::{Interrupts, blocking, explain, open_copy, open_live};
+use super::health::Health;
 use super::record::{DATABASES, DatabaseRecord, artifact_name};
-use super::verify::{count_rows, pragma};
+use super::verify::pragma;
 use crate::owners::Owners;
 
 /// How much is copied between two looks at the cancellation.
@@ -30,8 +32,7 @@ struct Copy {
     folder: Arc<TempDir>,
     record: DatabaseRecord,
     bytes: u64,
-    rows: BTreeMap<String, u64>,
-    uncounted: Vec<String>,
+    health: Health,
 }
 
 impl Copy {
@@ -104,12 +105,8 @@ pub(crate) async fn backup(
         let folder = Arc::new(scratch(cx)?);
         let (path, handed) = (path.clone(), Arc::clone(&folder));
         let copy = blocking(cx, move |cx, interrupts| copy(cx, interrupts, &path, handed, busy_timeout)).await?;
-        for table in &copy.uncounted {
-            cx.warn(format!(
-                "the rows of `{table}` could not be counted: this build of SQLite does not know its module"
-            ));
-        }
-        for (table, rows) in &copy.rows {
+        tell(cx, &copy);
+        for (table, rows) in &copy.health.rows {
             fingerprint.count(copy.record.group(), table.clone(), *rows);
         }
         let hint = ChunkHint::Pages(copy.record.page_size);
@@ -136,6 +133,24 @@ pub(crate) async fn backup(
     })
 }
 
+/// Warns of what the copy says of its original. Damage does not keep it from being stored: it may be the best that there is.
+fn tell(cx: &RunContext, copy: &Copy) {
+    let shown = copy.record.path.display();
+    if let Some(first) = copy.health.faults.first() {
+        let more = copy.health.faults.len() - 1;
+        let more = if more == 0 { String::new() } else { format!(", and {more} more faults") };
+        cx.warn(format!(
+            "`{shown}` is damaged: {first}{more}; the snapshot has it as it is: restore it from an earlier one, or rebuild it with `sqlite3 .recover`"
+        ));
+    }
+    for (table, why) in &copy.health.unchecked {
+        cx.warn(format!("`{shown}`: the structure of `{table}` is saved but was not checked: {why}"));
+    }
+    for (table, why) in &copy.health.uncounted {
+        cx.warn(format!("`{shown}`: the rows of `{table}` are saved but could not be counted: {why}"));
+    }
+}
+
 fn copy(
     cx: &RunContext,
     interrupts: &Interrupts,
@@ -144,7 +159,7 @@ fn copy(
     busy_timeout: Duration,
 ) -> Result<Copy> {
     let (real, metadata) = locate(path)?;
-    let live = begin_reading(&real, busy_timeout, interrupts)?;
+    let live = begin_reading(cx, &real, &folder.path().join("apart.sqlite"), busy_timeout, interrupts)?;
     let broken = |source| explain(source, &real);
     let target = file_in(&folder);
     transfer(cx, &live, &real, &target, busy_timeout)?;
@@ -162,26 +177,52 @@ fn copy(
         user: owners.user_name(metadata.uid()),
         group: owners.group_name(metadata.gid()),
         path: real,
+        faults: Vec::new(),
     };
     live.execute_batch("COMMIT").map_err(|source| explain(source, &record.path))?;
     drop(live);
     let copied = open_copy(&target, interrupts)?;
-    let (rows, uncounted) = count_rows(cx, &copied, &record.path)?;
+    let health = Health::of(cx, &copied, &record.path)?;
+    let record = DatabaseRecord { faults: health.faults.clone(), ..record };
     let pages: u32 = pragma(&copied, "page_count").map_err(|source| explain(source, &target))?;
-    Ok(Copy { folder, bytes: u64::from(pages) * u64::from(record.page_size), record, rows, uncounted })
+    Ok(Copy { folder, bytes: u64::from(pages) * u64::from(record.page_size), record, health })
 }
 
 /// Opens a live database and begins the one read transaction under which it is copied: in WAL mode writers go on and the
 /// copy does not see them, so it need not start again; in the rollback modes they wait, as they would for any long reader
 /// (sqlite.org/isolation.html).
-fn begin_reading(real: &Path, busy_timeout: Duration, interrupts: &Interrupts) -> Result<Connection> {
-    let broken = |source| explain(source, real);
+///
+/// What was left by a crash, and cannot be put right in its place, is put right in a copy at `apart`.
+fn begin_reading(
+    cx: &RunContext,
+    real: &Path,
+    apart: &Path,
+    busy_timeout: Duration,
+    interrupts: &Interrupts,
+) -> Result<Connection> {
     let live = open_live(real, busy_timeout)?;
     interrupts.watch(&live);
-    live.execute_batch("BEGIN").map_err(broken)?;
+    let why = match begin(&live) {
+        Ok(()) => return Ok(live),
+        Err(why) if apart::is_needed(&why, real) => why,
+        Err(why) => return Err(explain(why, real)),
+    };
+    drop(live);
+    cx.warn(format!(
+        "`{}` cannot be read in its place ({why}): a copy of it and its journal was made, put right and saved",
+        real.display()
+    ));
+    let copy = apart::open(real, apart)?;
+    interrupts.watch(&copy);
+    begin(&copy).map_err(|source| explain(source, real))?;
+    Ok(copy)
+}
+
+fn begin(live: &Connection) -> rusqlite::Result<()> {
+    live.execute_batch("BEGIN")?;
     let sql = "SELECT count(*) FROM sqlite_schema";
-    let _begins_reading: i64 = live.query_row(sql, [], |row| row.get(0)).map_err(broken)?;
-    Ok(live)
+    let _begins_reading: i64 = live.query_row(sql, [], |row| row.get(0))?;
+    Ok(())
 }
 
 fn transfer(cx: &RunContext, live: &Connection, real: &Path, target: &Path, busy_timeout: Duration) -> Result<()> {
@@ -226,12 +267,13 @@ mod tests {
         let path = home.path().join("live.db");
         let writer = Connection::open(&path).unwrap();
         writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
-        let live = begin_reading(&path, Duration::ZERO, &Interrupts::default()).unwrap();
-        writer.execute_batch("INSERT INTO t VALUES (2)").unwrap();
         let cx = RunContext::new(SourceName::new("x").unwrap());
+        let apart = home.path().join("apart.db");
+        let live = begin_reading(&cx, &path, &apart, Duration::ZERO, &Interrupts::default()).unwrap();
+        writer.execute_batch("INSERT INTO t VALUES (2)").unwrap();
         let target = home.path().join("copy.db");
         transfer(&cx, &live, &path, &target, Duration::ZERO).unwrap();
         let copy = open_copy(&target, &Interrupts::default()).unwrap();
-        assert_eq!(count_rows(&cx, &copy, &path).unwrap().0["t"], 1, "what was committed later is not in it");
+        assert_eq!(Health::of(&cx, &copy, &path).unwrap().rows["t"], 1, "what was committed later is not in it");
     }
 }

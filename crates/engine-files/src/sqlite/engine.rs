@@ -13,6 +13,7 @@ use backup_core::error::Result;
 use backup_core::manifest::SourceRecord;
 use backup_core::{BackupReader, BackupWriter, RunContext};
 
+use super::apart;
 use super::backup::{beside, locate, scratch};
 use super::connection::{blocking, explain, open_live};
 use super::record::databases;
@@ -51,8 +52,10 @@ impl Source for Sqlite {
                 let live = open_live(&real, busy_timeout)?;
                 interrupts.watch(&live);
                 let sql = "SELECT count(*) FROM sqlite_schema";
-                let _readable: i64 =
-                    live.query_row(sql, [], |row| row.get(0)).map_err(|source| explain(source, &real))?;
+                match live.query_row(sql, [], |row| row.get::<_, i64>(0)) {
+                    Err(why) if !apart::is_needed(&why, &real) => return Err(explain(why, &real)),
+                    _readable_here_or_apart => {}
+                }
                 sizes.push(metadata.len() + std::fs::metadata(beside(&real, "-wal")).map_or(0, |wal| wal.len()));
             }
             Ok(sizes)
@@ -135,6 +138,8 @@ impl Driller for Sqlite {
             report.items += answers.rows;
             report.checked.extend(answers.checked);
             report.findings.extend(answers.faults);
+            let inherited = answers.inherited.into_iter();
+            report.findings.extend(inherited.map(|fault| format!("{fault} (as it was when it was saved)")));
         }
         Ok(report)
     }

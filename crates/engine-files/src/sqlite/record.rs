@@ -27,6 +27,9 @@ pub(crate) struct DatabaseRecord {
     pub(crate) gid: u32,
     pub(crate) user: Option<String>,
     pub(crate) group: Option<String>,
+    /// What was damaged in it when it was saved. Not in the manifests of earlier versions, which did not look.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) faults: Vec<String>,
 }
 
 impl DatabaseRecord {

@@ -1,6 +1,5 @@
 //! Asks a copy of a database whether it is whole, and counts its rows.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,47 +14,13 @@ use tokio::io::AsyncWriteExt;
 
 use super::backup::scratch;
 use super::connection::{Interrupts, blocking, explain, open_copy};
+use super::health::Health;
 use super::record::{DatabaseRecord, databases};
 use crate::verify::{finding, is_damage};
-
-/// `PRAGMA integrity_check` stops after this many faults.
-const MAX_FAULTS: u32 = 20;
 
 /// The value of a pragma that gives one.
 pub(crate) fn pragma<T: FromSql>(connection: &Connection, name: &str) -> rusqlite::Result<T> {
     connection.pragma_query_value(None, name, |row| row.get(0))
-}
-
-/// The rows of each table, and the tables that could not be counted because their module is unknown.
-///
-/// # Errors
-/// As [`explain`]; `shown` is the path that errors name.
-pub(crate) fn count_rows(
-    cx: &RunContext,
-    copy: &Connection,
-    shown: &Path,
-) -> Result<(BTreeMap<String, u64>, Vec<String>)> {
-    let broken = |source| explain(source, shown);
-    let sql = "SELECT name, sql LIKE 'CREATE VIRTUAL%' FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
-    let mut statement = copy.prepare(sql).map_err(broken)?;
-    let listed = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, Option<bool>>(1)?.unwrap_or(false))));
-    let tables: Vec<(String, bool)> = listed.map_err(broken)?.collect::<rusqlite::Result<_>>().map_err(broken)?;
-    let (mut rows, mut uncounted) = (BTreeMap::new(), Vec::new());
-    for (table, is_virtual) in tables {
-        cx.check_cancelled()?;
-        let sql = format!("SELECT count(*) FROM \"{}\"", table.replace('"', "\"\""));
-        match copy.query_row(&sql, [], |row| row.get::<_, i64>(0)) {
-            Ok(count) => {
-                rows.insert(table, u64::try_from(count).unwrap_or_default());
-            }
-            Err(source) if source.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
-                return Err(broken(source));
-            }
-            Err(_) if is_virtual => uncounted.push(table),
-            Err(source) => return Err(broken(source)),
-        }
-    }
-    Ok((rows, uncounted))
 }
 
 /// What a copy answered.
@@ -65,6 +30,8 @@ pub(crate) struct Answers {
     pub(crate) checked: Vec<String>,
     /// The wrong answers.
     pub(crate) faults: Vec<String>,
+    /// What is damaged as it was in the database when it was saved.
+    pub(crate) inherited: Vec<String>,
     /// Rows that were counted.
     pub(crate) rows: u64,
 }
@@ -99,13 +66,16 @@ fn ask(
     let broken = |source| explain(source, shown);
     let copy = open_copy(path, interrupts)?;
     cx.check_cancelled()?;
-    let mut statement = copy.prepare(&format!("PRAGMA integrity_check({MAX_FAULTS})")).map_err(broken)?;
-    let lines = statement.query_map([], |row| row.get::<_, String>(0)).map_err(broken)?;
-    let lines: Vec<String> = lines.collect::<rusqlite::Result<_>>().map_err(broken)?;
-    answers
-        .faults
-        .extend(lines.into_iter().filter(|line| line != "ok").map(|line| format!("{}: {line}", shown.display())));
-    answers.checked.push(format!("integrity_check of {}", shown.display()));
+    let health = Health::of(cx, &copy, shown)?;
+    let told = health.faults.into_iter().map(|line| format!("{}: {line}", shown.display()));
+    if record.faults.is_empty() {
+        answers.faults.extend(told);
+    } else {
+        answers.inherited.extend(told);
+    }
+    let without: Vec<String> =
+        health.unchecked.iter().map(|(table, why)| format!(", without `{table}` ({why})")).collect();
+    answers.checked.push(format!("integrity_check of {}{}", shown.display(), without.concat()));
     cx.check_cancelled()?;
     // SQLite does not enforce foreign keys unless asked to: violations come from the application, and are no damage,
     // nor are keys that refer to what cannot be referred to, which make the question an error.
@@ -119,10 +89,14 @@ fn ask(
             answers.faults.push(format!("{}: {name} is {value}, was {expected}", shown.display()));
         }
     }
-    let (rows, _) = count_rows(cx, &copy, shown)?;
     let (mut before, mut after) = (Fingerprint::default(), Fingerprint::default());
-    before.0.extend(saved.0.get_key_value(&record.group()).map(|(group, rows)| (group.clone(), rows.clone())));
-    for (table, count) in rows {
+    if let Some(rows) = saved.0.get(&record.group()) {
+        // What this build of SQLite does not know is not missing.
+        for (table, count) in rows.iter().filter(|(table, _)| !health.uncounted.contains_key(*table)) {
+            before.count(record.group(), table.clone(), *count);
+        }
+    }
+    for (table, count) in health.rows {
         answers.rows += count;
         after.count(record.group(), table, count);
     }
@@ -168,7 +142,56 @@ pub(crate) async fn verify(cx: &RunContext, from: &BackupReader) -> Result<Verif
         })
         .await?;
         report.checked.extend(answers.checked);
+        if !answers.inherited.is_empty() {
+            let name = record.path.display();
+            report.checked.push(format!("what was stored is whole; {name} was damaged when it was saved"));
+        }
         report.findings.extend(answers.faults.into_iter().map(|fault| finding(from, &record.artifact, fault)));
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use backup_core::{ArtifactName, SourceName};
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_is_new_unless_the_backup_told_of_faults() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("x.db");
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch(
+                "CREATE TABLE t (a INT, b TEXT); CREATE INDEX i ON t (a); INSERT INTO t VALUES (1, 'one'), (2, 'two');
+                 PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE INDEX i ON t (b)' WHERE name = 'i';",
+            )
+            .unwrap();
+        drop(connection);
+        let record = |faults: &[&str]| DatabaseRecord {
+            artifact: ArtifactName::new("x.db").unwrap(),
+            path: path.clone(),
+            page_size: 4096,
+            journal_mode: "delete".into(),
+            encoding: "UTF-8".into(),
+            application_id: 0,
+            user_version: 0,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            user: None,
+            group: None,
+            faults: faults.iter().map(|&fault| fault.to_owned()).collect(),
+        };
+        let mut saved = Fingerprint::default();
+        saved.count(record(&[]).group(), "t", 2);
+        let cx = RunContext::new(SourceName::new("x").unwrap());
+        let ask = |record| examine(&cx, &Interrupts::default(), &path, &record, &saved).unwrap();
+        let found = ask(record(&[]));
+        assert!(!found.faults.is_empty() && found.inherited.is_empty(), "the index does not fit its table: {found:?}");
+        let found = ask(record(&["row 1 missing from index i"]));
+        assert!(found.faults.is_empty() && !found.inherited.is_empty(), "{found:?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Files that do not change are not read again; files that change, vanish or cannot be read are told.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -7,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use backup_core::host::{Host, HostCommand, LocalHost};
 use backup_core::manifest::Manifest;
 use backup_core::tree::TreeEntry;
 use backup_testkit::{Action, Disturbance, DisturbedSink, MemorySink};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::{back_up, describe, entries, files, into_folder, reader, restore, stored_below};
 
@@ -39,7 +42,7 @@ async fn unchanged_files_are_not_read_again() {
         fs::write(home.path().join(format!("file-{number}")), "content").unwrap();
     }
     until_settled(&home.path().join("file-19"));
-    let engine = files(&format!("paths: [{}]", home.path().display()));
+    let engine = files(&format!("paths: [{}]\nsettle: 0s", home.path().display()));
     let memory = MemorySink::default();
     let first = operations(&engine, &memory).await;
     let folders = home.path().components().count() as u64 - 1;
@@ -59,6 +62,68 @@ async fn unchanged_files_are_not_read_again() {
     restore(&engine, &from, &into_folder(&to.path().join("x"))).await.unwrap();
     let restored = to.path().join("x").join(home.path().strip_prefix("/").unwrap());
     assert_eq!(describe(&restored), describe(home.path()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_say_that_they_are_empty_are_read_to_their_end() {
+    let path = Path::new("/proc/sys/kernel/ostype");
+    assert_eq!(fs::metadata(path).unwrap().len(), 0, "the kernel does not tell its length");
+    let engine = files(&format!("paths: [{}]\nsettle: 0s", path.display()));
+    let memory = MemorySink::default();
+    let first = back_up(&engine, &memory).await.unwrap();
+    let manifest = back_up(&engine, &memory).await.unwrap();
+    for manifest in [first, manifest] {
+        assert_eq!(restored(&manifest, &memory, path).await, b"Linux\n");
+        assert_eq!(manifest.sources[0].fingerprint.0["entries"]["bytes"], 6, "what is counted is what was read");
+        let from = reader(&memory, &manifest).await;
+        let cx = backup_core::RunContext::new(crate::support::name());
+        assert_eq!(engine.verifier.verify(&cx, &from).await.unwrap().findings, []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_behind_a_length_of_nothing_is_not_stored_as_empty() {
+    // Reading the memory at address 0 of a process fails.
+    let path = PathBuf::from(format!("/proc/{}/mem", std::process::id()));
+    let manifest = back_up(&files(&format!("paths: [{}]\nunreadable: skip", path.display())), &MemorySink::default())
+        .await
+        .unwrap();
+    let source = &manifest.sources[0];
+    assert_eq!(source.details["left_out_unreadable"], 1);
+    assert_eq!(source.fingerprint.0["entries"]["files"], 0);
+    assert!(source.warnings.iter().any(|warning| warning.contains("/mem` cannot be read")), "{:?}", source.warnings);
+}
+
+/// Writes `1`, then `2` once its input ends, to a page of the file that stays in memory.
+const MAPPED_WRITER: &str = "
+import mmap, sys
+file = open(sys.argv[1], 'r+b')
+page = mmap.mmap(file.fileno(), 0)
+page[0:1] = b'1'
+print('written', flush=True)
+sys.stdin.read()
+page[0:1] = b'2'
+page.close()
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_through_memory_that_leaves_no_trace_is_saved_next_time() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mapped");
+    fs::write(&path, vec![b'0'; 4096]).unwrap();
+    let arguments = [OsStr::new("-c"), OsStr::new(MAPPED_WRITER), path.as_os_str()];
+    let mut writer = LocalHost.spawn(HostCommand::new("python3").args(arguments).piped_stdin()).await.unwrap();
+    let mut lines = BufReader::new(writer.take_stdout().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("written"));
+    until_settled(&path);
+    let engine = files(&format!("paths: [{}]", home.path().display()));
+    let memory = MemorySink::default();
+    back_up(&engine, &memory).await.unwrap();
+    drop(writer.take_stdin());
+    while lines.next_line().await.unwrap().is_some() {}
+    writer.finish().await.unwrap();
+    let manifest = back_up(&engine, &memory).await.unwrap();
+    assert_eq!(restored(&manifest, &memory, &path).await[0], b'2');
 }
 
 /// Backs up `folder` while `act` is called at every operation of the sink; returns the manifest and what is stored.
@@ -223,7 +288,7 @@ async fn links_to_a_file_that_vanished_get_its_content() {
 }
 
 /// Backs up as the user `nobody`: a runtime of its own, all of whose threads give root up.
-fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+pub(crate) fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     let become_nobody = || {
         let nobody = 65_534;
         let (uid, gid) = (rustix::fs::Uid::from_raw(nobody), rustix::fs::Gid::from_raw(nobody));
@@ -240,6 +305,52 @@ fn as_nobody<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) 
         runtime.unwrap().block_on(work)
     });
     thread.join().unwrap()
+}
+
+#[test]
+fn a_folder_on_the_way_need_only_be_passable() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("closed/mine")).unwrap();
+    fs::write(at("closed/mine/file"), "x").unwrap();
+    for folder in [home.path().to_owned(), at("closed")] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let (path, mine) = (home.path().to_owned(), at("closed/mine"));
+    let stored = as_nobody(async move {
+        let sink = MemorySink::default();
+        let manifest = back_up(&files(&format!("paths: [{}]", mine.display())), &sink).await.unwrap();
+        assert_eq!(manifest.sources[0].warnings, Vec::<String>::new());
+        stored_below(&reader(&sink, &manifest).await, &path).await
+    });
+    assert_eq!(stored, ["closed", "closed/mine", "closed/mine/file"]);
+}
+
+#[test]
+fn a_drill_without_root_reads_what_its_owner_may_not() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir(at("closed")).unwrap();
+    for name in ["closed/inside", "secret", "open"] {
+        fs::write(at(name), name).unwrap();
+    }
+    for (name, mode) in [("closed/inside", 0o200), ("secret", 0), ("closed", 0o200)] {
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Saved by root, drilled by somebody else.
+    let (engine, memory) = (files(&format!("paths: [{}]", home.path().display())), MemorySink::default());
+    let saving = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let manifest = saving.block_on(back_up(&engine, &memory)).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let folder = scratch.path().to_owned();
+    let report = as_nobody(async move {
+        let from = reader(&memory, &manifest).await;
+        let cx = backup_core::RunContext::new(crate::support::name()).scratch_in(folder);
+        engine.driller.drill(&cx, &from).await.unwrap()
+    });
+    assert_eq!(report.findings, Vec::<String>::new());
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "nothing is left");
 }
 
 #[test]

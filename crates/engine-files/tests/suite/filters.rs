@@ -170,6 +170,33 @@ async fn sockets_are_counted_not_saved() {
     assert_eq!(manifest.sources[0].details["left_out_sockets"], 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_effect_is_said() {
+    let home = tempfile::tempdir().unwrap();
+    make(home.path(), &["a.conf", "docs/b.txt", "logs/keep", "sub/cache/keep", "sub/cache/x"]);
+    std::fs::write(home.path().join("sub/.stackignore"), "/cache/\n!/cache/keep\n").unwrap();
+    let warnings = async |settings: &str| {
+        let yaml = format!("paths: [{}]\n{settings}", home.path().display());
+        back_up(&files(&yaml), &MemorySink::default()).await.unwrap().sources[0].warnings.clone()
+    };
+    let ignored = "`!/cache/keep` takes nothing back from `/";
+    let cases = [
+        ("include: ['*.conf', docs/, '*.txt', sub/]", vec![ignored]),
+        ("include: ['*.conf', '*.cnof', '!*.x', sub/]", vec![ignored, "`include`: `*.cnof` brought nothing"]),
+        ("include: ['*.conf', keep, sub/]\nexclude: [keep]", vec![ignored, "`include`: `keep` brought nothing"]),
+        ("exclude: [logs/, '!logs/keep', sub]", vec!["`!logs/keep` takes nothing back from `/"]),
+        ("exclude: ['logs/*', '!logs/keep', sub, '!keep']", vec![]),
+        ("exclude: ['*']", vec!["nothing but folders was saved"]),
+    ];
+    for (settings, expected) in cases {
+        let told = warnings(settings).await;
+        assert_eq!(told.len(), expected.len(), "{settings}: {told:?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.starts_with(expected), "{settings}: {told}");
+        }
+    }
+}
+
 #[test]
 fn a_wrong_configuration_is_an_error_of_the_plan() {
     let cases = [

@@ -140,15 +140,23 @@ async fn verify_finds_entries_that_lie_in_no_folder() {
     }
 }
 
-/// A link that only a restore of a part meets: its target is left out, so the content is copied from the listing.
+/// Links that only a restore of a part meets: their targets are left out, so these are made anew from the listing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_to_a_link_that_is_not_restored_is_refused() {
+async fn a_name_of_what_is_not_restored_is_never_followed() {
     let home = tempfile::tempdir().unwrap();
-    let entries = vec![symlink("a", Path::new("/etc/passwd")), dir("d"), hard_link("d/b", "a")];
+    let part = |target: &str| RestoreTarget { select: vec!["/d".into()], ..into_folder(&home.path().join(target)) };
+    let engine = files("paths: [/srv]");
+    let entries = vec![symlink("a", Path::new("/etc/passwd")), dir("d"), hard_link("d/b", "a"), hard_link("d/c", "a")];
     let from = hand_made_reader(entries, serde_json::json!({ "roots": ["/"] })).await;
-    let to = RestoreTarget { select: vec!["/d".into()], ..into_folder(&home.path().join("x")) };
-    restore(&files("paths: [/srv]"), &from, &to).await.unwrap_err();
-    assert!(!home.path().join("x").exists());
+    restore(&engine, &from, &part("link")).await.unwrap();
+    for name in ["b", "c"] {
+        let link = std::fs::read_link(home.path().join("link/d").join(name)).unwrap();
+        assert_eq!(link, Path::new("/etc/passwd"), "it is the link itself, not what it leads to");
+    }
+    let entries = vec![dir("a"), dir("d"), hard_link("d/b", "a")];
+    let from = hand_made_reader(entries, serde_json::json!({ "roots": ["/"] })).await;
+    restore(&engine, &from, &part("folder")).await.unwrap_err();
+    assert!(!home.path().join("folder").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

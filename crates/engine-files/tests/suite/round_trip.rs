@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use backup_core::RunContext;
+use backup_core::engine::RestoreTarget;
 use backup_testkit::MemorySink;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use tempfile::TempDir;
@@ -246,4 +247,35 @@ async fn one_thread_is_enough() {
     }
     let before = describe(home.path());
     assert_eq!(describe(&round_trip(home.path(), &to).await), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_names_of_what_was_not_selected_come_back_whatever_they_name() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join("saved").join(name);
+    std::fs::create_dir_all(at("a")).unwrap();
+    std::fs::create_dir_all(at("b")).unwrap();
+    std::fs::write(at("a/file"), "content").unwrap();
+    std::os::unix::fs::symlink("nowhere", at("a/link")).unwrap();
+    let make = |name: &str, kind| {
+        let (mode, device) = (rustix::fs::Mode::from_raw_mode(0o640), rustix::fs::makedev(1, 3));
+        rustix::fs::mknodat(rustix::fs::CWD, at(name), kind, mode, device).unwrap();
+    };
+    make("a/pipe", rustix::fs::FileType::Fifo);
+    make("a/null", rustix::fs::FileType::CharacterDevice);
+    for name in ["file", "link", "pipe", "null"] {
+        for other in ["one", "two"] {
+            std::fs::hard_link(at(&format!("a/{name}")), at(&format!("b/{name}-{other}"))).unwrap();
+        }
+    }
+    let engine = files(&format!("paths: [{}]", home.path().join("saved").display()));
+    let sink = MemorySink::default();
+    let manifest = back_up(&engine, &sink).await.unwrap();
+    let to = home.path().join("to");
+    let target = RestoreTarget { select: vec![at("b").display().to_string()], ..into_folder(&to) };
+    let report = restore(&engine, &reader(&sink, &manifest).await, &target).await.unwrap();
+    assert_eq!(report.warnings, Vec::<String>::new());
+    let restored = describe(&to.join(at("b").strip_prefix("/").unwrap()));
+    // Each has one name less now.
+    assert_eq!(restored, describe(&at("b")).replace(" of 3 ", " of 2 "));
 }

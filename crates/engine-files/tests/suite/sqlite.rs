@@ -109,6 +109,155 @@ async fn a_live_database_is_copied_consistently_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_crash_is_undone_in_a_copy() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("live.db");
+    let connection = Connection::open(&path).unwrap();
+    // A transaction that is larger than the cache spills into the file before it is committed.
+    connection
+        .execute_batch(
+            "PRAGMA cache_size = 10; CREATE TABLE t (x); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+             INSERT INTO t SELECT zeroblob(1000) FROM n; BEGIN; UPDATE t SET x = randomblob(1000); DELETE FROM t WHERE rowid > 10;",
+        )
+        .unwrap();
+    // What a crash leaves, as the lock of the process that wrote it is gone.
+    let crashed = home.path().join("crashed.db");
+    fs::copy(&path, &crashed).unwrap();
+    fs::copy(home.path().join("live.db-journal"), home.path().join("crashed.db-journal")).unwrap();
+    drop(connection);
+    let (before, sink, engine) = (names(home.path()), MemorySink::default(), of(&crashed));
+    engine.source.preflight(&RunContext::new(name())).await.unwrap();
+    let manifest = back_up(&engine, &sink).await.unwrap();
+    let source = &manifest.sources[0];
+    assert!(
+        source.warnings.iter().any(|warning| warning.contains("cannot be read in its place")),
+        "{:?}",
+        source.warnings
+    );
+    assert_eq!(source.fingerprint.0[&format!("rows in {}", crashed.display())]["t"], 200);
+    assert_eq!(names(home.path()), before, "the original is left as it was");
+    let to = tempfile::tempdir().unwrap();
+    restore(&engine, &reader(&sink, &manifest).await, &into_folder(&to.path().join("x"))).await.unwrap();
+    assert_eq!(query(&to.path().join("x/crashed.db"), "SELECT sum(x = zeroblob(1000)) FROM t"), "200", "rolled back");
+}
+
+#[test]
+fn a_database_in_wal_mode_needs_no_folder_that_can_be_written() {
+    let home = tempfile::tempdir().unwrap();
+    let (closed, left) = (home.path().join("closed.db"), home.path().join("left.db"));
+    drop(bank(&closed, 10));
+    let open = home.path().join("open.db");
+    let connection = bank(&open, 10);
+    fs::copy(&open, &left).unwrap();
+    fs::copy(home.path().join("open.db-wal"), home.path().join("left.db-wal")).unwrap();
+    drop(connection);
+    for path in [home.path(), &closed, &left, &home.path().join("left.db-wal")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let before = names(home.path());
+    let databases = [closed, left];
+    crate::changes::as_nobody(async move {
+        for path in databases {
+            let (engine, sink) = (of(&path), MemorySink::default());
+            engine.source.preflight(&RunContext::new(name())).await.unwrap();
+            let manifest = back_up(&engine, &sink).await.unwrap();
+            let source = &manifest.sources[0];
+            let rows = &source.fingerprint.0[&format!("rows in {}", path.display())];
+            assert_eq!(rows["account"], 10, "{}", path.display());
+            assert_eq!(source.details["databases"][0]["journal_mode"], "wal", "{}", path.display());
+        }
+    });
+    assert_eq!(names(home.path()), before);
+}
+
+async fn verified(engine: &Engine, from: &backup_core::BackupReader) -> backup_core::engine::VerifyReport {
+    engine.verifier.verify(&RunContext::new(name()), from).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_database_is_told_by_the_backup_and_not_by_verify() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("bank.db");
+    let connection = bank(&path, 100);
+    connection
+        .execute_batch("CREATE INDEX by_balance ON account (balance, padding); PRAGMA journal_mode = DELETE")
+        .unwrap();
+    let sql = "SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = ?";
+    let place =
+        |name: &str| connection.query_row(sql, [name], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?)));
+    let (index, table) = (place("by_balance").unwrap(), place("transfer").unwrap());
+    drop(connection);
+    let whole = fs::read(&path).unwrap();
+    for ((page, size), what) in [(index, "an index"), (table, "a table")] {
+        let mut bytes = whole.clone();
+        let start = usize::try_from((page - 1) * size).unwrap();
+        bytes[start..start + 100].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        let (engine, sink) = (of(&path), MemorySink::default());
+        let manifest = back_up(&engine, &sink).await.unwrap();
+        let source = &manifest.sources[0];
+        assert!(source.is_complete(), "{what}: {:?}", source.outcome);
+        assert!(source.warnings.iter().any(|warning| warning.contains("is damaged")), "{what}: {:?}", source.warnings);
+        assert!(!source.details["databases"][0]["faults"].as_array().unwrap().is_empty(), "{what}");
+        let from = reader(&sink, &manifest).await;
+        let report = verified(&engine, &from).await;
+        assert_eq!(report.findings, [], "{what}: the backup is whole");
+        assert!(
+            report.checked.iter().any(|line| line.contains("was damaged when it was saved")),
+            "{:?}",
+            report.checked
+        );
+        let drilled = engine.driller.drill(&RunContext::new(name()), &from).await.unwrap();
+        assert!(drilled.findings[0].contains("as it was when it was saved"), "{what}: {:?}", drilled.findings);
+        let to = tempfile::tempdir().unwrap();
+        restore(&engine, &from, &into_folder(&to.path().join("x"))).await.unwrap();
+        let (restored, original) = (fs::read(to.path().join("x/bank.db")).unwrap(), fs::read(&path).unwrap());
+        // A copy counts one change more in its header.
+        assert!(restored[100..] == original[100..], "{what}: as it was");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_application_knows_is_no_fault() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("app.db");
+    let connection = Connection::open(&path).unwrap();
+    // What an application would have made with its own collation, function, tokenizer and module.
+    connection
+        .execute_batch(
+            "CREATE TABLE plain (x); INSERT INTO plain VALUES (1), (2);
+             CREATE TABLE sorted (x TEXT COLLATE NOCASE); CREATE INDEX by_x ON sorted (x); INSERT INTO sorted VALUES ('a'), ('b');
+             CREATE TABLE keyed (x TEXT PRIMARY KEY COLLATE NOCASE) WITHOUT ROWID; INSERT INTO keyed VALUES ('a');
+             CREATE TABLE computed (x, y AS (abs(x))); CREATE INDEX by_abs ON computed (abs(x)); INSERT INTO computed VALUES (1), (2), (3);
+             CREATE TABLE checked (x CHECK (lower(x) <> '')); INSERT INTO checked VALUES ('a');
+             CREATE VIRTUAL TABLE words USING fts5 (text, tokenize = 'unicode61'); INSERT INTO words VALUES ('one two');
+             PRAGMA writable_schema = ON;
+             UPDATE sqlite_schema SET sql = replace(replace(replace(replace(sql, 'NOCASE', 'german'), 'abs(', 'mine('), 'lower(', 'own('), 'unicode61', 'stems');
+             PRAGMA writable_schema = RESET;",
+        )
+        .unwrap();
+    drop(connection);
+    let (engine, sink) = (of(&path), MemorySink::default());
+    let manifest = back_up(&engine, &sink).await.unwrap();
+    let source = &manifest.sources[0];
+    assert!(source.is_complete(), "{:?}", source.outcome);
+    let rows = &source.fingerprint.0[&format!("rows in {}", path.display())];
+    assert_eq!(
+        (rows["plain"], rows["sorted"], rows["computed"], rows["checked"]),
+        (2, 2, 3, 1),
+        "{:?}",
+        source.warnings
+    );
+    assert!(source.warnings.iter().any(|warning| warning.contains("german")), "{:?}", source.warnings);
+    assert!(!source.warnings.iter().any(|warning| warning.contains("damaged")), "{:?}", source.warnings);
+    let from = reader(&sink, &manifest).await;
+    let report = verified(&engine, &from).await;
+    assert_eq!(report.findings, [], "{:?}", report.checked);
+    let drilled = engine.driller.drill(&RunContext::new(name()), &from).await.unwrap();
+    assert_eq!(drilled.findings, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stale_wal_of_the_old_database_does_not_reach_the_new_one() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("bank.db");
@@ -265,29 +414,6 @@ fn a_wrong_configuration_is_an_error_of_the_plan() {
         let error = engine(&engine_files::SQLITE, yaml).unwrap_err();
         assert!(error.kind() == ErrorKind::Plan && error.chain().contains(expected), "{yaml}: {error:?}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn verify_finds_a_database_that_is_not_whole() {
-    let home = tempfile::tempdir().unwrap();
-    let path = home.path().join("x.db");
-    let connection = Connection::open(&path).unwrap();
-    connection
-        .execute_batch(
-            "CREATE TABLE t (a INT, b TEXT); CREATE INDEX i ON t (a);
-             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) INSERT INTO t SELECT i, 'row ' || i FROM n;
-             PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE INDEX i ON t (b)' WHERE name = 'i';",
-        )
-        .unwrap();
-    drop(connection);
-    let engine = of(&path);
-    let sink = MemorySink::default();
-    let manifest = back_up(&engine, &sink).await.unwrap();
-    let from = reader(&sink, &manifest).await;
-    let report = engine.verifier.verify(&RunContext::new(name()), &from).await.unwrap();
-    assert!(!report.findings.is_empty(), "the index does not fit its table");
-    let drill = engine.driller.drill(&RunContext::new(name()), &from).await.unwrap();
-    assert!(!drill.findings.is_empty());
 }
 
 /// Not a test: another process that has a database open, for the test below.

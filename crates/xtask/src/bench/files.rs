@@ -51,6 +51,7 @@ pub(super) fn run(cache: &Cache, arguments: &[String]) -> Result {
     let data = work.join("data");
     say(&format!("    making {} MiB of data in {}", options.size, data.display()));
     data::make(&data, options.size)?;
+    data::settle();
     let mut tools = vec![stackward(&binary, &work)?];
     if !options.alone {
         tools.extend(peers(&work)?);
@@ -154,6 +155,7 @@ fn one_round(tools: &mut [Tool], work: &Path, round: u64) -> Result {
     for phase in 0..PHASES.len() {
         if PHASES[phase] == "second" {
             data::change(&work.join("data"), round)?;
+            data::settle();
         }
         for tool in tools.iter_mut() {
             let restored = work.join("restored");

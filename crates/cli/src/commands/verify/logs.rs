@@ -5,7 +5,7 @@ use std::sync::Arc;
 use backup_core::sink::{CheckDepth, Sink};
 use backup_core::snapshots::candidates;
 use backup_core::window::overview;
-use backup_core::{Event, Result, SegmentLog, SourceName};
+use backup_core::{Error, ErrorKind, Event, Result, SegmentLog, SourceName};
 use serde::Serialize;
 
 use crate::args::DepthArg;
@@ -32,6 +32,8 @@ pub(super) struct Logs {
     pub(super) gaps: Vec<LogFinding>,
     /// What is missing, and known.
     pub(super) accepted: Vec<String>,
+    /// Why logs could not be looked at. They do not keep the others from it.
+    pub(super) failed: Vec<Error>,
 }
 
 /// Looks at every segment of every source of the plan: `depth` says how closely.
@@ -57,9 +59,16 @@ pub(super) async fn check(session: &Session<'_>, stack: &Stack, sink: &dyn Sink,
             Ok((damage, looked))
         };
         let checked = checked.await;
-        let failure = checked.as_ref().err().map(backup_core::Error::chain);
+        let failure = checked.as_ref().err().map(Error::chain);
         cx.report(&Event::Finished { source: name.clone(), failure });
-        let (damage, log) = checked?;
+        let (damage, log) = match checked {
+            Ok(looked) => looked,
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                found.failed.push(error.during(format!("verify the log of `{name}`")));
+                continue;
+            }
+        };
         let finding = |segment: String, problem: String| LogFinding { source: name.clone(), segment, problem };
         let mut findings: Vec<LogFinding> =
             damage.into_iter().map(|damaged| finding(damaged.id.to_string(), damaged.problem)).collect();
