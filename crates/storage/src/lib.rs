@@ -29,6 +29,18 @@ pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
 pub use run_lock::RunLock;
 
+/// Whether [`create`] and [`open`] would understand the place that the plan names: what `validate` says without looking at
+/// a disk or asking a store. `folder` is where relative paths start.
+///
+/// # Errors
+/// [`ErrorKind::Plan`].
+pub fn check(sink: &SinkConfig, folder: &Path) -> Result<()> {
+    match sink {
+        SinkConfig::Repository(config) => location::check(&config.url, folder),
+        SinkConfig::Directory(config) => location::folder_of(&config.path, folder).map(drop),
+    }
+}
+
 /// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.
 ///
 /// # Errors

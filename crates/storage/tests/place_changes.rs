@@ -29,7 +29,7 @@ impl Disk {
         let folder = tempfile::tempdir().unwrap();
         let state = Some(folder.path().join("state"));
         let sink = SinkConfig::Repository(RepositoryConfig {
-            url: "mounted/here".to_owned(),
+            url: "./mounted/here".to_owned(),
             encryption: EncryptionConfig::Age,
             recipients: vec![pair.recipient],
             passphrase: None,
@@ -40,7 +40,7 @@ impl Disk {
     }
 
     async fn directory() -> Self {
-        let sink = DirectoryConfig { path: PathBuf::from("mounted/here"), compression: CompressionConfig::None };
+        let sink = DirectoryConfig { path: PathBuf::from("./mounted/here"), compression: CompressionConfig::None };
         let sink = SinkConfig::Directory(sink);
         Self { folder: tempfile::tempdir().unwrap(), sink, unlock: Unlock::default() }.made().await
     }

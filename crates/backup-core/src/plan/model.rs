@@ -49,7 +49,8 @@ pub enum SinkConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
-    /// A path, or the URL of an object store: `s3://bucket/prefix`, `gs://…`, `az://…`.
+    /// A folder, as a whole path or beside the plan (`./backups`), or the URL of an object store: `s3://bucket/prefix`,
+    /// `gs://…`, `az://…`.
     pub url: String,
     /// The public keys (`age1…`) that can read the backups. The private halves belong on another machine.
     #[serde(default)]
@@ -88,7 +89,7 @@ pub enum EncryptionConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DirectoryConfig {
-    /// The folder.
+    /// The folder, as a whole path or beside the plan (`./backups`).
     pub path: PathBuf,
     /// How files are compressed.
     #[serde(default)]
