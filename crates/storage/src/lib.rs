@@ -36,7 +36,7 @@ pub use run_lock::RunLock;
 /// [`ErrorKind::Plan`].
 pub fn check(sink: &SinkConfig, folder: &Path) -> Result<()> {
     match sink {
-        SinkConfig::Repository(config) => location::check(&config.url, folder),
+        SinkConfig::Repository(config) => location::check(&config.url, folder, &config.requests),
         SinkConfig::Directory(config) => location::folder_of(&config.path, folder).map(drop),
     }
 }
@@ -48,7 +48,7 @@ pub fn check(sink: &SinkConfig, folder: &Path) -> Result<()> {
 pub async fn create(sink: &SinkConfig, folder: &Path) -> Result<Created> {
     match sink {
         SinkConfig::Repository(config) => {
-            let location = location::resolve(&config.url, folder, location::Missing::Create)?;
+            let location = location::resolve(&config.url, folder, location::Missing::Create, &config.requests)?;
             let passphrase = config.passphrase.as_ref().map(SecretRef::resolve).transpose()?;
             let options = RepositoryOptions { passphrase, ..options(config, folder)? };
             Repository::create(location.store, &location.describe, &options).await
@@ -73,7 +73,7 @@ pub async fn open(sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<A
 /// # Errors
 /// See [`Repository::open`].
 pub async fn open_repository(config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {
-    let location = location::resolve(&config.url, folder, location::Missing::Refuse)?;
+    let location = location::resolve(&config.url, folder, location::Missing::Refuse, &config.requests)?;
     Repository::open(location.store, &location.describe, &options(config, folder)?, unlock).await
 }
 

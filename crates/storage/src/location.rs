@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::plan::RequestsConfig;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
@@ -40,18 +41,18 @@ pub(crate) enum Missing {
 const URL: &str = "the repository's url";
 
 /// Resolves a path, a `file://` URL, or the URL of a cloud's object store.
-pub(crate) fn resolve(url: &str, folder: &Path, missing: Missing) -> Result<Location> {
+pub(crate) fn resolve(url: &str, folder: &Path, missing: Missing, requests: &RequestsConfig) -> Result<Location> {
     match address::read(URL, url, folder)? {
         Address::Folder(path) => local(&path, missing),
-        Address::Remote { scheme } => cloud(scheme, url),
+        Address::Remote { scheme } => cloud(scheme, url, requests),
     }
 }
 
 /// Whether [`resolve`] would understand `url`: it looks at no disk and asks no store.
-pub(crate) fn check(url: &str, folder: &Path) -> Result<()> {
+pub(crate) fn check(url: &str, folder: &Path, requests: &RequestsConfig) -> Result<()> {
     match address::read(URL, url, folder)? {
         Address::Folder(_) => Ok(()),
-        Address::Remote { scheme } => cloud(scheme, url).map(drop),
+        Address::Remote { scheme } => cloud(scheme, url, requests).map(drop),
     }
 }
 
@@ -102,7 +103,7 @@ fn local(path: &Path, missing: Missing) -> Result<Location> {
 }
 
 #[cfg(not(feature = "cloud"))]
-fn cloud(scheme: &str, _: &str) -> Result<Location> {
+fn cloud(scheme: &str, _: &str, _: &RequestsConfig) -> Result<Location> {
     Err(Error::new(ErrorKind::Plan, format!("repositories at `{scheme}://` are not supported by this build"))
         .hint("use a path, or build with the feature `cloud`"))
 }
@@ -114,11 +115,11 @@ mod tests {
     #[test]
     fn relative_paths_start_at_the_plan_and_a_missing_folder_is_no_repository() {
         let folder = tempfile::tempdir().unwrap();
-        let error = resolve("./backups", folder.path(), Missing::Refuse).unwrap_err();
+        let error = resolve("./backups", folder.path(), Missing::Refuse, &RequestsConfig::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoRepository);
-        let made = resolve("./backups", folder.path(), Missing::Create).unwrap();
+        let made = resolve("./backups", folder.path(), Missing::Create, &RequestsConfig::default()).unwrap();
         assert!(made.describe.ends_with("/backups"));
         let url = format!("file://{}/backups", folder.path().display());
-        assert!(resolve(&url, Path::new("/nowhere"), Missing::Refuse).is_ok());
+        assert!(resolve(&url, Path::new("/nowhere"), Missing::Refuse, &RequestsConfig::default()).is_ok());
     }
 }

@@ -93,6 +93,7 @@ mod tests {
                 encryption: EncryptionConfig::None,
                 compression_level: 1,
                 state: Some(PathBuf::from("state")),
+                requests: backup_core::plan::RequestsConfig::default(),
             })
         };
         let plan = PlanName::new("test").unwrap();

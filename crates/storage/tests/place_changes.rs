@@ -29,6 +29,7 @@ impl Disk {
         let folder = tempfile::tempdir().unwrap();
         let state = Some(folder.path().join("state"));
         let sink = SinkConfig::Repository(RepositoryConfig {
+            requests: backup_core::plan::RequestsConfig::default(),
             url: "./mounted/here".to_owned(),
             encryption: EncryptionConfig::Age,
             recipients: vec![pair.recipient],

@@ -91,6 +91,7 @@ fn quick(place: &Place) -> Result<Option<QuickLog>> {
         encryption: place.options.encryption,
         compression_level: 1,
         state: place.options.state.clone(),
+        requests: backup_core::plan::RequestsConfig::default(),
     };
     QuickLog::open(&config, place.folder.path())
 }

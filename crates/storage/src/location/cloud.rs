@@ -6,6 +6,12 @@
 use std::sync::Arc;
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::plan::RequestsConfig;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use super::{Location, address};
@@ -19,13 +25,18 @@ type Settings = Vec<(String, String)>;
 
 /// Credentials and settings come from the environment variables that each cloud's own tools read (`AWS_ACCESS_KEY_ID`,
 /// `AWS_ENDPOINT`, …), never from the plan.
-pub(super) fn cloud(scheme: &str, url: &str) -> Result<Location> {
+pub(super) fn cloud(scheme: &str, url: &str, requests: &RequestsConfig) -> Result<Location> {
     let environment = std::env::vars_os();
     let texts = environment.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    open(scheme, url, texts)
+    open(scheme, url, requests, texts)
 }
 
-fn open(scheme: &str, url: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Location> {
+fn open(
+    scheme: &str,
+    url: &str,
+    requests: &RequestsConfig,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Location> {
     let fault =
         |why: &str| Error::new(ErrorKind::Plan, format!("the repository's url `{}` {why}", address::shown(url)));
     let Some((_, variables)) = CLOUDS.iter().find(|(known, _)| *known == scheme) else {
@@ -45,13 +56,46 @@ fn open(scheme: &str, url: &str, environment: impl Iterator<Item = (String, Stri
         .map(|(name, value)| (name.to_ascii_lowercase(), value))
         .collect::<Settings>();
     check_endpoints(&settings)?;
-    let (store, prefix) = object_store::parse_url_opts(&parsed, settings).map_err(|source| {
+    let built = build(&parsed, settings, requests);
+    let (store, prefix) = built.map_err(|source| {
         Error::new(ErrorKind::Plan, format!("cannot use the object store of `{url}`"))
             .caused_by(source)
             .hint(format!("its credentials and settings come from environment variables ({variables}…)"))
     })?;
     let store = object_store::prefix::PrefixStore::new(store, prefix);
     Ok(Location { store: Arc::new(store), describe: format!("the repository at {url}") })
+}
+
+/// The store, and the place in it.
+fn build(
+    url: &Url,
+    settings: Settings,
+    requests: &RequestsConfig,
+) -> object_store::Result<(Arc<dyn ObjectStore>, Path)> {
+    // How often does not matter, only how long: ten attempts were used up in four seconds.
+    let retry = RetryConfig { max_retries: usize::MAX, retry_timeout: requests.retry_for.0, ..RetryConfig::default() };
+    let timeout = ("timeout".to_owned(), format!("{}s", requests.timeout.0.as_secs()));
+    // The environment's settings come after ours, and count.
+    let settings = || std::iter::once(timeout).chain(settings);
+    macro_rules! built {
+        ($builder:ty) => {{
+            let builder = settings().fold(<$builder>::new().with_url(url.as_str()), |builder, (name, value)| {
+                // Variables that are no setting of this store's are somebody else's.
+                match name.parse() {
+                    Ok(key) => builder.with_config(key, value),
+                    Err(_) => builder,
+                }
+            });
+            Arc::new(builder.with_retry(retry).build()?)
+        }};
+    }
+    let (scheme, prefix) = ObjectStoreScheme::parse(url)?;
+    let store: Arc<dyn ObjectStore> = match scheme {
+        ObjectStoreScheme::GoogleCloudStorage => built!(GoogleCloudStorageBuilder),
+        ObjectStoreScheme::MicrosoftAzure => built!(MicrosoftAzureBuilder),
+        _ => built!(AmazonS3Builder),
+    };
+    Ok((store, Path::parse(prefix)?))
 }
 
 /// Refuses a URL that is read as another place than what is written: `#` and `?` end it, `..` steps back, `%41` is an `A`.
@@ -65,7 +109,7 @@ fn check_place(url: &str, parsed: &Url) -> std::result::Result<(), (String, &'st
         let hint = "the server's address goes into AWS_ENDPOINT; the url names the bucket: s3://bucket/prefix";
         return Err(("has a port".to_owned(), hint));
     }
-    let read = object_store::path::Path::from_url_path(parsed.path());
+    let read = Path::from_url_path(parsed.path());
     let same = read.is_ok_and(|read| read.as_ref() == prefix.trim_end_matches('/'));
     if same && parsed.host_str() == Some(bucket) && parsed.query().is_none() && parsed.fragment().is_none() {
         return Ok(());
@@ -112,11 +156,24 @@ fn is_true(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use backup_core::plan::Span;
+    use object_store::ObjectStoreExt;
+
     use super::*;
 
     fn with(url: &str, settings: &[(&str, &str)]) -> Result<Location> {
         let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
-        open(scheme, url, settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+        open(
+            scheme,
+            url,
+            &RequestsConfig::default(),
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        )
     }
 
     #[test]
@@ -164,5 +221,46 @@ mod tests {
         assert!(error.remedy().unwrap_or_default().contains("AWS_ALLOW_HTTP=true"), "{error:?}");
         let allowed = [("AWS_ENDPOINT", "http://minio.example"), ("AWS_ALLOW_HTTP", "true")];
         assert!(with("s3://bucket/x", &allowed).is_ok());
+    }
+
+    /// A store that says so often that it is too busy, then that there is no such object; and how often it was asked.
+    fn busy(times: usize) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+                let status =
+                    if counted.fetch_add(1, Ordering::SeqCst) < times { "503 Slow Down" } else { "404 Not Found" };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        (address, asked)
+    }
+
+    #[tokio::test]
+    async fn a_busy_store_is_asked_as_long_as_the_plan_says() {
+        let ask = async |retry_for: u64| {
+            let (address, asked) = busy(2);
+            let settings = [
+                ("AWS_ENDPOINT", address.as_str()),
+                ("AWS_ALLOW_HTTP", "true"),
+                ("AWS_ACCESS_KEY_ID", "key"),
+                ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ];
+            let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let requests =
+                RequestsConfig { retry_for: Span(Duration::from_secs(retry_for)), ..RequestsConfig::default() };
+            let location = open("s3", "s3://bucket/x", &requests, settings).unwrap();
+            let failed = location.store.get(&Path::from("config")).await.unwrap_err();
+            (matches!(failed, object_store::Error::NotFound { .. }), asked.load(Ordering::SeqCst))
+        };
+        assert_eq!(ask(0).await, (false, 1), "not patient at all");
+        assert_eq!(ask(600).await, (true, 3));
     }
 }

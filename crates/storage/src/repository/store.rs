@@ -80,36 +80,31 @@ impl Store {
         self.confirm().await?;
         let mut last = None;
         for _ in 0..CREATE_ATTEMPTS {
-            let (failed, doubt) = match self.try_put(path, payload.clone(), PutMode::Create).await {
-                Ok(_) => return Ok(()),
-                Err(failed) => failed,
-            };
+            let put = self.try_put(path, payload.clone(), PutMode::Create).await;
+            let Err((failed, doubt)) = put else { return Ok(()) };
             if doubt == Doubt::None {
                 return Err(failed);
             }
-            match (self.get(path).await, doubt) {
-                (Ok(found), _) if is_content(&payload, &found) => return Ok(()),
-                (Ok(_), Doubt::Unanswered) => {
+            match self.get(path).await {
+                Ok(found) if is_content(&payload, &found) => return Ok(()),
+                Ok(_) if doubt == Doubt::Unanswered => {
                     let message = format!("the object `{path}` lies in {} with another content", self.describe);
                     return Err(Error::new(ErrorKind::AlreadyExists, message).caused_by(failed));
                 }
-                (Ok(_), _) => return Err(failed),
-                (Err(error), _) if error.kind() == ErrorKind::NotFound => last = Some((failed, doubt)),
+                Err(error) if error.kind() == ErrorKind::NotFound => last = Some((failed, doubt)),
+                Err(error) if doubt == Doubt::Taken => return Err(error),
                 // A store that still does not answer: what happened first says more.
-                (Err(_), Doubt::Unanswered) => return Err(failed),
-                (Err(error), _) => return Err(error),
+                Ok(_) | Err(_) => return Err(failed),
             }
         }
-        match last {
-            Some((failed, Doubt::Unanswered)) => Err(failed),
-            _ => {
-                let message = format!(
-                    "the object `{path}` cannot be made in {}: the store calls it taken, and does not have it",
-                    self.describe
-                );
-                Err(Error::new(ErrorKind::Unreachable, message).retry_later())
-            }
+        if let Some((failed, Doubt::Unanswered)) = last {
+            return Err(failed);
         }
+        let message = format!(
+            "the object `{path}` cannot be made in {}: the store calls it taken, and does not have it",
+            self.describe
+        );
+        Err(Error::new(ErrorKind::Unreachable, message).retry_later())
     }
 
     /// Creates an object whose name is the hash of its content. What lies there already is the same, or it is damaged: then
