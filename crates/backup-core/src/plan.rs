@@ -8,8 +8,8 @@ mod node;
 mod parse;
 
 pub use model::{
-    CompressionConfig, DirectoryConfig, EncryptionConfig, OnFailure, Plan, Promise, RepositoryConfig, SinkConfig,
-    SourceConfig, Span,
+    CompressionConfig, DirectoryConfig, EncryptionConfig, OnFailure, Plan, Promise, RepositoryConfig, RequestsConfig,
+    SinkConfig, SourceConfig, Span,
 };
 pub use node::{Location, Node, NodeValue};
 pub use parse::{nearest, parse, schema};

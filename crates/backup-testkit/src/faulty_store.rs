@@ -36,6 +36,18 @@ pub enum Fault {
     /// Each conditional put is stored, and then refused as if something had been there: the answer to it was lost, and the
     /// client asked again.
     AnswerLost,
+    /// The first put of each name is interrupted before anything is stored: the connection was reset.
+    ResetBefore,
+    /// The first put of each name is stored, and the connection is reset before the answer comes.
+    ResetAfter,
+    /// The first put of each name is stored by half, which no store should do, and the connection is reset.
+    ResetHalfway,
+    /// Nothing may be written.
+    ReadOnly,
+    /// Nothing may be deleted, as with keys that may only append.
+    KeepsAll,
+    /// The bucket does not exist.
+    NoBucket,
 }
 
 /// See the module.
@@ -65,6 +77,13 @@ impl FaultyStore {
     }
 
     fn step(&self, writes: bool) -> Result<()> {
+        if self.fault == Fault::NoBucket {
+            let source = "Server returned non-2xx status code: 404 Not Found: <Code>NoSuchBucket</Code>".into();
+            return Err(Error::NotFound { path: String::new(), source });
+        }
+        if self.fault == Fault::ReadOnly && writes {
+            return Err(refused());
+        }
         let number = self.operations.fetch_add(1, Ordering::SeqCst);
         let error = match self.fault {
             Fault::DeadFrom(from) if number >= from => std::io::Error::other("the process died"),
@@ -74,6 +93,20 @@ impl FaultyStore {
         };
         Err(Error::Generic { store: "FaultyStore", source: Box::new(error) })
     }
+}
+
+fn refused() -> Error {
+    Error::PermissionDenied { path: String::new(), source: "403 Forbidden".into() }
+}
+
+fn reset() -> Error {
+    Error::Generic { store: "FaultyStore", source: Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionReset)) }
+}
+
+/// The first half of what was to be stored.
+fn half(payload: &PutPayload) -> PutPayload {
+    let whole: Vec<u8> = payload.iter().flat_map(|part| part.to_vec()).collect();
+    Bytes::copy_from_slice(&whole[..whole.len() / 2]).into()
 }
 
 impl fmt::Display for FaultyStore {
@@ -95,6 +128,15 @@ impl ObjectStore for FaultyStore {
             (Fault::AnswerLost, PutMode::Create) => {
                 self.inner.put_opts(location, payload, options).await?;
                 Err(taken())
+            }
+            (Fault::ResetBefore, _) if self.refuse_once(location) => Err(reset()),
+            (Fault::ResetAfter, _) if self.refuse_once(location) => {
+                self.inner.put_opts(location, payload, options).await?;
+                Err(reset())
+            }
+            (Fault::ResetHalfway, _) if self.refuse_once(location) => {
+                self.inner.put_opts(location, half(&payload), options).await?;
+                Err(reset())
             }
             _ => self.inner.put_opts(location, payload, options).await,
         }
@@ -120,7 +162,8 @@ impl ObjectStore for FaultyStore {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        match self.step(true) {
+        let allowed = if self.fault == Fault::KeepsAll { Err(refused()) } else { Ok(()) };
+        match self.step(true).and(allowed) {
             Ok(()) => self.inner.delete_stream(locations),
             Err(error) => Box::pin(futures::stream::once(async { Err(error) })),
         }

@@ -14,6 +14,15 @@ pub use storage::{Created, QuickLog, RecipientInfo, Repository, RunLock, Unlock,
 /// What makes and opens sinks. `folder` is where relative paths of the plan start.
 #[async_trait]
 pub trait Sinks: std::fmt::Debug + Send + Sync {
+    /// Whether making and opening it would understand where it lies. Nothing is looked at.
+    ///
+    /// # Errors
+    /// [`Plan`](backup_core::ErrorKind::Plan).
+    fn check(&self, sink: &SinkConfig, folder: &Path) -> Result<()> {
+        let (_, _) = (sink, folder);
+        Ok(())
+    }
+
     /// Makes the sink, unless it is there already.
     async fn create(&self, sink: &SinkConfig, folder: &Path) -> Result<Created>;
 
@@ -57,6 +66,10 @@ pub struct Stored;
 
 #[async_trait]
 impl Sinks for Stored {
+    fn check(&self, sink: &SinkConfig, folder: &Path) -> Result<()> {
+        backend::check(sink, folder)
+    }
+
     async fn create(&self, sink: &SinkConfig, folder: &Path) -> Result<Created> {
         backend::create(sink, folder).await
     }

@@ -60,7 +60,7 @@ impl Directory {
     /// # Errors
     /// When it cannot be made, or something else is there.
     pub async fn create(config: &DirectoryConfig, folder: &Path) -> Result<Created> {
-        let path = folder.join(&config.path);
+        let path = crate::location::folder_of(&config.path, folder)?;
         let description = describe(&path);
         blocking(move || {
             if path.is_dir() {
@@ -83,7 +83,7 @@ impl Directory {
     /// # Errors
     /// [`ErrorKind::NoRepository`] when there is none, also when the folder was never made one and holds no snapshots.
     pub async fn open(config: &DirectoryConfig, folder: &Path) -> Result<Self> {
-        let path = folder.join(&config.path);
+        let path = crate::location::folder_of(&config.path, folder)?;
         let compression = config.compression.into();
         blocking(move || match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {

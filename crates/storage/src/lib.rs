@@ -29,6 +29,18 @@ pub use repository::logs::quick::QuickLog;
 pub use repository::{Created, RecipientInfo, Repository, RepositoryOptions};
 pub use run_lock::RunLock;
 
+/// Whether [`create`] and [`open`] would understand the place that the plan names: what `validate` says without looking at
+/// a disk or asking a store. `folder` is where relative paths start.
+///
+/// # Errors
+/// [`ErrorKind::Plan`].
+pub fn check(sink: &SinkConfig, folder: &Path) -> Result<()> {
+    match sink {
+        SinkConfig::Repository(config) => location::check(&config.url, folder, &config.requests),
+        SinkConfig::Directory(config) => location::folder_of(&config.path, folder).map(drop),
+    }
+}
+
 /// Makes the place that the plan names, if it is not there. `folder` is where relative paths start.
 ///
 /// # Errors
@@ -36,7 +48,7 @@ pub use run_lock::RunLock;
 pub async fn create(sink: &SinkConfig, folder: &Path) -> Result<Created> {
     match sink {
         SinkConfig::Repository(config) => {
-            let location = location::resolve(&config.url, folder, location::Missing::Create)?;
+            let location = location::resolve(&config.url, folder, location::Missing::Create, &config.requests)?;
             let passphrase = config.passphrase.as_ref().map(SecretRef::resolve).transpose()?;
             let options = RepositoryOptions { passphrase, ..options(config, folder)? };
             Repository::create(location.store, &location.describe, &options).await
@@ -61,7 +73,7 @@ pub async fn open(sink: &SinkConfig, folder: &Path, unlock: &Unlock) -> Result<A
 /// # Errors
 /// See [`Repository::open`].
 pub async fn open_repository(config: &RepositoryConfig, folder: &Path, unlock: &Unlock) -> Result<Repository> {
-    let location = location::resolve(&config.url, folder, location::Missing::Refuse)?;
+    let location = location::resolve(&config.url, folder, location::Missing::Refuse, &config.requests)?;
     Repository::open(location.store, &location.describe, &options(config, folder)?, unlock).await
 }
 

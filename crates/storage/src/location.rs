@@ -3,16 +3,23 @@
 //! Invariant: on a local disk every object is synced, with its folder, before its put returns, and lies in the folder that
 //! was opened.
 
+mod address;
 mod anchored;
+#[cfg(feature = "cloud")]
+mod cloud;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::plan::RequestsConfig;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
+use address::Address;
 use anchored::Anchored;
+#[cfg(feature = "cloud")]
+use cloud::cloud;
 
 /// Where a repository lies.
 #[derive(Debug)]
@@ -30,20 +37,46 @@ pub(crate) enum Missing {
     Refuse,
 }
 
+/// How messages call a repository's `url`.
+const URL: &str = "the repository's url";
+
 /// Resolves a path, a `file://` URL, or the URL of a cloud's object store.
-pub(crate) fn resolve(url: &str, folder: &Path, missing: Missing) -> Result<Location> {
-    match (local_path(url, folder), url.split_once("://")) {
-        (None, Some((scheme, _))) => cloud(scheme, url),
-        (path, _) => local(&path.unwrap_or_default(), missing),
+pub(crate) fn resolve(url: &str, folder: &Path, missing: Missing, requests: &RequestsConfig) -> Result<Location> {
+    match address::read(URL, url, folder)? {
+        Address::Folder(path) => local(&path, missing),
+        Address::Remote { scheme } => cloud(scheme, url, requests),
+    }
+}
+
+/// Whether [`resolve`] would understand `url`: it looks at no disk and asks no store.
+pub(crate) fn check(url: &str, folder: &Path, requests: &RequestsConfig) -> Result<()> {
+    match address::read(URL, url, folder)? {
+        Address::Folder(_) => Ok(()),
+        Address::Remote { scheme } => cloud(scheme, url, requests).map(drop),
     }
 }
 
 /// The folder that `url` names, if it names one on a local disk.
 pub(crate) fn local_path(url: &str, folder: &Path) -> Option<PathBuf> {
-    match url.split_once("://") {
-        None => Some(folder.join(url)),
-        Some(("file", path)) => Some(PathBuf::from(path)),
-        Some(_) => None,
+    match address::read(URL, url, folder) {
+        Ok(Address::Folder(path)) => Some(path),
+        Ok(Address::Remote { .. }) | Err(_) => None,
+    }
+}
+
+/// The folder of a plain directory.
+pub(crate) fn folder_of(path: &Path, folder: &Path) -> Result<PathBuf> {
+    const PATH: &str = "the directory's path";
+    let Some(text) = path.to_str() else {
+        return Ok(folder.join(path));
+    };
+    match address::read(PATH, text, folder)? {
+        Address::Folder(path) => Ok(path),
+        Address::Remote { .. } => Err(Error::new(
+            ErrorKind::Plan,
+            format!("{PATH} `{}` is not a folder of this machine", address::shown(text)),
+        )
+        .hint("a plain directory lies on a local disk; object stores hold a `repository`")),
     }
 }
 
@@ -69,41 +102,8 @@ fn local(path: &Path, missing: Missing) -> Result<Location> {
     Ok(Location { store: Arc::new(anchored), describe })
 }
 
-/// Schemes of object stores, and the prefix of the environment variables that hold their credentials and settings.
-#[cfg(feature = "cloud")]
-const CLOUDS: [(&str, &str); 6] =
-    [("s3", "AWS_"), ("s3a", "AWS_"), ("gs", "GOOGLE_"), ("az", "AZURE_"), ("abfs", "AZURE_"), ("abfss", "AZURE_")];
-
-/// Credentials and settings come from the environment variables that each cloud's own tools read (`AWS_ACCESS_KEY_ID`,
-/// `AWS_ENDPOINT`, …), never from the plan.
-#[cfg(feature = "cloud")]
-fn cloud(scheme: &str, url: &str) -> Result<Location> {
-    let fault = |why: &str| Error::new(ErrorKind::Plan, format!("the repository's url `{url}` {why}"));
-    let Some((_, variables)) = CLOUDS.iter().find(|(known, _)| *known == scheme) else {
-        return Err(fault("has a scheme that is not known")
-            .hint("use a path, file://, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"));
-    };
-    let parsed = url::Url::parse(url).map_err(|source| fault("is not a URL").caused_by(source))?;
-    if !parsed.username().is_empty() || parsed.password().is_some() {
-        // The URL itself is not repeated: it holds a secret.
-        return Err(Error::new(ErrorKind::Plan, "the repository's url holds a user or a password")
-            .hint(format!("put credentials into environment variables ({variables}…)")));
-    }
-    let settings = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with(variables))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value));
-    let (store, prefix) = object_store::parse_url_opts(&parsed, settings).map_err(|source| {
-        Error::new(ErrorKind::Plan, format!("cannot use the object store of `{url}`"))
-            .caused_by(source)
-            .hint(format!("its credentials and settings come from environment variables ({variables}…)"))
-    })?;
-    let store = object_store::prefix::PrefixStore::new(store, prefix);
-    Ok(Location { store: Arc::new(store), describe: format!("the repository at {url}") })
-}
-
 #[cfg(not(feature = "cloud"))]
-fn cloud(scheme: &str, _: &str) -> Result<Location> {
+fn cloud(scheme: &str, _: &str, _: &RequestsConfig) -> Result<Location> {
     Err(Error::new(ErrorKind::Plan, format!("repositories at `{scheme}://` are not supported by this build"))
         .hint("use a path, or build with the feature `cloud`"))
 }
@@ -115,22 +115,11 @@ mod tests {
     #[test]
     fn relative_paths_start_at_the_plan_and_a_missing_folder_is_no_repository() {
         let folder = tempfile::tempdir().unwrap();
-        let error = resolve("backups", folder.path(), Missing::Refuse).unwrap_err();
+        let error = resolve("./backups", folder.path(), Missing::Refuse, &RequestsConfig::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoRepository);
-        let made = resolve("backups", folder.path(), Missing::Create).unwrap();
+        let made = resolve("./backups", folder.path(), Missing::Create, &RequestsConfig::default()).unwrap();
         assert!(made.describe.ends_with("/backups"));
         let url = format!("file://{}/backups", folder.path().display());
-        assert!(resolve(&url, Path::new("/nowhere"), Missing::Refuse).is_ok());
-    }
-
-    #[cfg(feature = "cloud")]
-    #[test]
-    fn urls_name_their_faults_and_secrets_are_not_repeated() {
-        let fault = |url: &str| resolve(url, Path::new("/"), Missing::Refuse).unwrap_err();
-        assert!(fault("ftp://host/x").to_string().contains("scheme"));
-        let error = fault("s3://key:hunter2@bucket/x");
-        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
-        let resolved = resolve("s3://bucket/some/prefix", Path::new("/"), Missing::Refuse).unwrap();
-        assert_eq!(resolved.describe, "the repository at s3://bucket/some/prefix");
+        assert!(resolve(&url, Path::new("/nowhere"), Missing::Refuse, &RequestsConfig::default()).is_ok());
     }
 }

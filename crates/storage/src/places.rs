@@ -15,6 +15,9 @@ pub fn local_places(sink: &SinkConfig, folder: &Path) -> Vec<(PathBuf, &'static 
             let repository = repository.map(|path| (path, "the repository"));
             repository.into_iter().chain([(state, "this machine's writer key")]).collect()
         }
-        SinkConfig::Directory(config) => vec![(folder.join(&config.path), "the folder of snapshots")],
+        SinkConfig::Directory(config) => {
+            let path = crate::location::folder_of(&config.path, folder);
+            path.into_iter().map(|path| (path, "the folder of snapshots")).collect()
+        }
     }
 }

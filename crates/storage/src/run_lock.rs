@@ -33,7 +33,7 @@ impl RunLock {
                     place.unwrap_or_else(|| PathBuf::from(&config.url)),
                 )
             }
-            SinkConfig::Directory(config) => (None, folder.join(&config.path)),
+            SinkConfig::Directory(config) => (None, crate::location::folder_of(&config.path, folder)?),
         };
         let folder = state.unwrap_or_else(default_state).join("running");
         let place = hex::encode(&blake3::hash(place.as_os_str().as_encoded_bytes()).as_bytes()[..8]);
@@ -93,19 +93,20 @@ mod tests {
                 encryption: EncryptionConfig::None,
                 compression_level: 1,
                 state: Some(PathBuf::from("state")),
+                requests: backup_core::plan::RequestsConfig::default(),
             })
         };
         let plan = PlanName::new("test").unwrap();
         let (a, b, c) = (name("a"), name("b"), name("c"));
         let take = |url: &str, sources: &[&SourceName]| RunLock::take(&sink(url), folder.path(), &plan, sources);
-        let held = take("here", &[&b, &a]).unwrap();
-        let error = take("here", &[&c, &b]).unwrap_err();
+        let held = take("./here", &[&b, &a]).unwrap();
+        let error = take("./here", &[&c, &b]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
-        drop(take("here", &[&c]).unwrap());
-        drop(take("there", &[&a, &b]).unwrap());
+        drop(take("./here", &[&c]).unwrap());
+        drop(take("./there", &[&a, &b]).unwrap());
         drop(held);
-        take("here", &[&a, &b, &c]).unwrap();
+        take("./here", &[&a, &b, &c]).unwrap();
         assert!(folder.path().join("state/running").is_dir());
     }
 

@@ -9,7 +9,7 @@ use storage::Unlock;
 
 async fn make(compression: CompressionConfig) -> (Arc<dyn Sink>, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let sink = SinkConfig::Directory(DirectoryConfig { path: PathBuf::from("a/directory"), compression });
+    let sink = SinkConfig::Directory(DirectoryConfig { path: PathBuf::from("./a/directory"), compression });
     assert!(storage::create(&sink, folder.path()).await.expect("a directory").created);
     assert!(!storage::create(&sink, folder.path()).await.expect("a directory").created);
     (storage::open(&sink, folder.path(), &Unlock::default()).await.expect("a directory"), folder)

@@ -29,7 +29,8 @@ impl Disk {
         let folder = tempfile::tempdir().unwrap();
         let state = Some(folder.path().join("state"));
         let sink = SinkConfig::Repository(RepositoryConfig {
-            url: "mounted/here".to_owned(),
+            requests: backup_core::plan::RequestsConfig::default(),
+            url: "./mounted/here".to_owned(),
             encryption: EncryptionConfig::Age,
             recipients: vec![pair.recipient],
             passphrase: None,
@@ -40,7 +41,7 @@ impl Disk {
     }
 
     async fn directory() -> Self {
-        let sink = DirectoryConfig { path: PathBuf::from("mounted/here"), compression: CompressionConfig::None };
+        let sink = DirectoryConfig { path: PathBuf::from("./mounted/here"), compression: CompressionConfig::None };
         let sink = SinkConfig::Directory(sink);
         Self { folder: tempfile::tempdir().unwrap(), sink, unlock: Unlock::default() }.made().await
     }

@@ -10,7 +10,7 @@ use backup_core::ErrorKind;
 use backup_core::sink::{Sink, SnapshotFilter};
 use backup_testkit::{Fault, FaultyStore};
 use object_store::ObjectStore;
-use storage::Repository;
+use storage::{Repository, keys};
 use support::{Place, back_up, pages_source, read_stream, read_tree, stream_source, tree_source};
 
 const FILES: &[usize] = &[10, 300, 70_000, 2_000_000];
@@ -112,4 +112,65 @@ async fn the_second_run_stores_only_what_is_new() {
     let second = back_up(&repository, &[("db", stream_source(STREAM, 1))]).await.unwrap();
     assert_eq!(second.stored_bytes(), 0);
     assert_eq!(read_stream(&repository, &second.id, "db").await.unwrap(), backup_testkit::noise(STREAM, 1));
+}
+
+/// A connection that breaks, before the store has the object or after, is no failed backup; and half an object is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_loses_nothing() {
+    for fault in [Fault::ResetBefore, Fault::ResetAfter] {
+        let place = Place::new();
+        let store = || -> Arc<dyn ObjectStore> { Arc::new(FaultyStore::new(place.store(), fault)) };
+        Repository::create(store(), "a test", &place.options).await.unwrap();
+        let repository = Repository::open(store(), "a test", &place.options, &place.reading()).await.unwrap();
+        let made = back_up(&repository, &[("tree", tree_source(FILES))]).await.unwrap();
+        let other = keys::generate();
+        repository.add_recipient(&other.recipient).await.unwrap();
+        let fresh = place.open(&place.reading()).await.unwrap();
+        support::assert_tree(&fresh, &made.id, "tree", FILES).await;
+        assert_eq!(fresh.snapshots(&SnapshotFilter::default()).await.unwrap().len(), 1, "{fault:?}");
+        assert!(fresh.recipients().await.unwrap().iter().any(|known| known.recipient == other.recipient), "{fault:?}");
+    }
+    let place = Place::new();
+    place.create().await;
+    let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(place.store(), Fault::ResetHalfway));
+    let repository = Repository::open(store, "a test", &place.options, &place.reading()).await.unwrap();
+    back_up(&repository, &[("tree", tree_source(FILES))]).await.unwrap_err();
+    let fresh = place.open(&place.reading()).await.unwrap();
+    let retried = back_up(&fresh, &[("tree", tree_source(FILES))]).await.unwrap();
+    support::assert_tree(&fresh, &retried.id, "tree", FILES).await;
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_says_what() {
+    let place = Place::new();
+    let store = |fault| -> Arc<dyn ObjectStore> { Arc::new(FaultyStore::new(place.store(), fault)) };
+    for failed in [
+        Repository::create(store(Fault::NoBucket), "a test", &place.options).await.map(drop).unwrap_err(),
+        Repository::open(store(Fault::NoBucket), "a test", &place.options, &place.reading())
+            .await
+            .map(drop)
+            .unwrap_err(),
+    ] {
+        assert_eq!(failed.kind(), ErrorKind::NoRepository);
+        assert!(failed.to_string().contains("bucket"), "{failed}");
+    }
+    let failed = Repository::create(store(Fault::ReadOnly), "a test", &place.options).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::PermissionDenied);
+}
+
+/// Keys that may only append are what the threat model recommends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_deletes_nothing_can_hold_a_repository() {
+    let place = Place::new();
+    let store = || -> Arc<dyn ObjectStore> { Arc::new(FaultyStore::new(place.store(), Fault::KeepsAll)) };
+    let created = Repository::create(store(), "a test", &place.options).await.unwrap();
+    assert!(created.notes.iter().any(|note| note.contains("`probe/")), "{:?}", created.notes);
+    let repository = Repository::open(store(), "a test", &place.options, &place.reading()).await.unwrap();
+    let made = back_up(&repository, &[("tree", tree_source(FILES))]).await.unwrap();
+    support::assert_tree(&repository, &made.id, "tree", FILES).await;
+    // A creation that died after it had tried the store is none.
+    let begun = Place::new();
+    std::fs::create_dir(begun.data().join("probe")).unwrap();
+    std::fs::write(begun.data().join("probe/0123456789abcdef"), "stackward").unwrap();
+    begun.create().await;
 }

@@ -121,6 +121,7 @@ async fn recipients_that_are_added_at_once_all_read() {
     let first = one_snapshot(&place).await;
     let added: Vec<_> = (0..3).map(|_| keys::generate()).collect();
     let config = backup_core::plan::RepositoryConfig {
+        requests: backup_core::plan::RequestsConfig::default(),
         url: place.data().to_str().unwrap().to_owned(),
         recipients: place.options.recipients.clone(),
         passphrase: None,

@@ -85,12 +85,13 @@ fn log_keys(place: &Place) -> usize {
 /// The same plan as `place` has, for the short way.
 fn quick(place: &Place) -> Result<Option<QuickLog>> {
     let config = RepositoryConfig {
-        url: "repository".to_owned(),
+        url: "./repository".to_owned(),
         recipients: place.options.recipients.clone(),
         passphrase: None,
         encryption: place.options.encryption,
         compression_level: 1,
         state: place.options.state.clone(),
+        requests: backup_core::plan::RequestsConfig::default(),
     };
     QuickLog::open(&config, place.folder.path())
 }

@@ -34,7 +34,7 @@ pub(crate) async fn run(folder: &Path, observer: SharedObserver) -> Result<Circl
     // A plan may come from a file, a database, or be written like this; relative paths start from `folder`.
     let pair = keys::generate();
     let text = format!(
-        "version: 1\nname: example\nrepository: {{ url: repository, state: state, recipients: [{}] }}\n\
+        "version: 1\nname: example\nrepository: {{ url: ./repository, state: state, recipients: [{}] }}\n\
          sources:\n  uploads:\n    files: {{ paths: [uploads] }}\n",
         pair.recipient
     );

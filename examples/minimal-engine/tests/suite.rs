@@ -84,7 +84,7 @@ fn the_program_with_this_engine_backs_up_proves_and_restores() {
     let folder = desk.0.path();
     let recipient = program(folder, "key generate --output stackward.key");
     let plan = format!(
-        "version: 1\nname: desk\nrepository: {{ url: repository, state: state, recipients: [{}] }}\nsources:\n  \
+        "version: 1\nname: desk\nrepository: {{ url: ./repository, state: state, recipients: [{}] }}\nsources:\n  \
          notes:\n    notes: {{ folder: home/notes, program: {PROGRAM} }}\n",
         recipient.trim()
     );

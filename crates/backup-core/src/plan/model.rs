@@ -49,7 +49,8 @@ pub enum SinkConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
-    /// A path, or the URL of an object store: `s3://bucket/prefix`, `gs://…`, `az://…`.
+    /// A folder, as a whole path or beside the plan (`./backups`), or the URL of an object store: `s3://bucket/prefix`,
+    /// `gs://…`, `az://…`.
     pub url: String,
     /// The public keys (`age1…`) that can read the backups. The private halves belong on another machine.
     #[serde(default)]
@@ -67,6 +68,36 @@ pub struct RepositoryConfig {
     /// The folder of this machine's writer key; by default below `/var/lib/stackward`, or the user's state folder.
     #[serde(default)]
     pub state: Option<PathBuf>,
+    /// How patient we are with an object store. A folder needs none of it.
+    #[serde(default)]
+    pub requests: RequestsConfig,
+}
+
+/// How long requests to an object store may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RequestsConfig {
+    /// The longest that one request may take, with all that it sends and receives: a pack of 16 MiB over a slow line, and
+    /// others beside it. `15m` unless it is said.
+    #[serde(default = "default_timeout")]
+    pub timeout: Span,
+    /// So long a request is repeated while the store is not reached or answers that it is too busy. `5m` unless it is said.
+    #[serde(default = "default_retry_for")]
+    pub retry_for: Span,
+}
+
+impl Default for RequestsConfig {
+    fn default() -> Self {
+        Self { timeout: default_timeout(), retry_for: default_retry_for() }
+    }
+}
+
+const fn default_timeout() -> Span {
+    Span(Duration::from_mins(15))
+}
+
+const fn default_retry_for() -> Span {
+    Span(Duration::from_mins(5))
 }
 
 const fn default_level() -> u8 {
@@ -88,7 +119,7 @@ pub enum EncryptionConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DirectoryConfig {
-    /// The folder.
+    /// The folder, as a whole path or beside the plan (`./backups`).
     pub path: PathBuf,
     /// How files are compressed.
     #[serde(default)]

@@ -83,6 +83,9 @@ fn choose_sink(repository: Option<RepositoryConfig>, directory: Option<Directory
             if !(1..=19).contains(&repository.compression_level) {
                 return Err(Error::new(ErrorKind::Plan, "`repository.compression_level` must be 1 to 19"));
             }
+            if repository.requests.timeout.0.is_zero() {
+                return Err(Error::new(ErrorKind::Plan, "`repository.requests.timeout` must be 1s or more"));
+            }
             Ok(SinkConfig::Repository(repository))
         }
         (None, Some(directory)) => Ok(SinkConfig::Directory(directory)),

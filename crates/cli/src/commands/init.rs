@@ -43,7 +43,8 @@ pub(crate) async fn run(session: &Session<'_>, args: &InitArgs) -> Result<Exit> 
     let (recipient, key) = find_or_make_key(&key)?;
     let text = plan_text(args, &name, &recipient, &found);
     // A plan that we would refuse ourselves must not be written.
-    Stack::build(session, &plan, &text).map_err(|error| error.during("compose the plan"))?;
+    let composed = Stack::build(session, &plan, &text).map_err(|error| error.during("compose the plan"))?;
+    session.world.sinks.check(&composed.plan.sink, &composed.folder)?;
     write_new(&plan, &text)?;
     let sources = found.into_iter().map(|(_, found)| found).collect();
     create(session, args, &Written { plan, key: Some(key), sources }).await

@@ -15,6 +15,7 @@ pub(crate) async fn run(session: &Session<'_>, args: &ValidateArgs) -> Result<Ex
     let stack = Stack::load(session)?;
     let out = &session.output;
     if !args.online {
+        session.world.sinks.check(&stack.plan.sink, &stack.folder)?;
         let names: Vec<&SourceName> = stack.parts.iter().map(Part::name).collect();
         let shown: Vec<String> = names.iter().map(ToString::to_string).collect();
         out.line(format!("{} is valid: {}", stack.path.display(), shown.join(", ")));

@@ -87,7 +87,7 @@ fn recover_py_refuses_the_same() {
 #[test]
 fn a_plain_directory_whose_manifest_climbs_is_refused() {
     let machine = machine();
-    machine.plan("directory: { path: plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
+    machine.plan("directory: { path: ./plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
     machine.good("init");
     machine.good("backup");
     let id = machine.snapshots().remove(0);

@@ -117,7 +117,7 @@ fn manifests_of_version_1_parse() {
              gone:\n    files: {{ paths: [gone] }}\n  db:\n    postgres: {{ socket: {socket} }}\n"
         );
         let machine = Machine::with_sources(&sources, Readers::Key);
-        machine.plan("directory: { path: plain, compression: gzip }\n", &sources);
+        machine.plan("directory: { path: ./plain, compression: gzip }\n", &sources);
         make_tree(&machine.path("tree"));
         let database = rusqlite::Connection::open(machine.path("app.db")).unwrap();
         database.execute_batch("create table t (a); insert into t values (1);").unwrap();

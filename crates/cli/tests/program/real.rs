@@ -249,7 +249,7 @@ fn a_restore_around_the_repository_leaves_it_alone() {
 #[test]
 fn a_snapshot_from_the_future_is_not_the_latest_and_is_an_alarm() {
     let machine = Machine::backed_up();
-    machine.plan("directory: { path: plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
+    machine.plan("directory: { path: ./plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
     machine.good("init");
     machine.good("backup");
     machine.good("status --check");
@@ -324,7 +324,7 @@ fn what_is_our_own_is_not_saved_into_itself() {
 #[test]
 fn an_empty_folder_in_the_place_of_a_directory_ends_with_10() {
     let machine = Machine::backed_up();
-    machine.plan("directory: { path: plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
+    machine.plan("directory: { path: ./plain, compression: none }\n", "  tree:\n    files: { paths: [tree] }\n");
     machine.good("init");
     machine.good("backup");
     std::fs::rename(machine.path("plain"), machine.path("disk")).unwrap();
@@ -332,4 +332,34 @@ fn an_empty_folder_in_the_place_of_a_directory_ends_with_10() {
     let (code, stderr) = machine.bad("backup");
     assert_eq!(code, 10, "{stderr}");
     assert_eq!(std::fs::read_dir(machine.path("plain")).unwrap().count(), 0);
+}
+
+/// A slip of the pen makes no folder, and `validate` knows it before a night's backup does.
+#[test]
+fn a_place_that_is_misspelled_is_refused_by_validate_as_by_opening() {
+    let machine = Machine::new();
+    let sources = "  tree:\n    files: { paths: [tree] }\n";
+    let repository = |url: &str| format!("repository: {{ url: '{url}', state: state, encryption: none }}\n");
+    let directory = |path: &str| format!("directory: {{ path: '{path}' }}\n");
+    let names = ["s3:bucket/x", "~/repo", "ann@host:/srv/x", "repo", "sftp://host/x", "file://host/x"];
+    let mut plans: Vec<String> = names.iter().map(|url| repository(url)).collect();
+    plans.extend(names.iter().map(|path| directory(path)));
+    plans.extend([repository("s3://bucket/a/../b"), repository("s3://bucket#x"), directory("s3://bucket/x")]);
+    let before = files_below(machine.root()).len();
+    let folders = || std::fs::read_dir(machine.root()).unwrap().count();
+    let entries = folders();
+    for plan in plans {
+        machine.plan(&plan, sources);
+        let (code, said) = machine.bad("validate");
+        assert_eq!(code, 2, "{plan}: {said}");
+        for line in ["init", "backup", "list"] {
+            assert_eq!(machine.bad(line), (code, said.clone()), "{line}: {plan}");
+        }
+    }
+    machine.plan(&repository("s3://bucket/x"), sources);
+    let output = machine.command("validate").env("AWS_ENDPOINT", "minio:9000").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("AWS_ENDPOINT") && said.contains("https://"), "{said}");
+    assert_eq!((files_below(machine.root()).len(), folders()), (before, entries), "nothing was made");
 }

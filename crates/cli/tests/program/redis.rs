@@ -17,7 +17,7 @@ fn machine(server: &PrivateRedis, authority: &Certificates, more: &str) -> Machi
         server.port(),
         machine.path("password").display()
     );
-    machine.plan("repository:\n  url: repository\n  state: state\n  encryption: none\n", &source);
+    machine.plan("repository:\n  url: ./repository\n  state: state\n  encryption: none\n", &source);
     machine
 }
 

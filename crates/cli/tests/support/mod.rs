@@ -95,7 +95,7 @@ impl Machine {
             Readers::Passphrase => "passphrase: { env: PHRASE }".to_owned(),
             Readers::Everybody => "encryption: none".to_owned(),
         };
-        machine.plan(&format!("repository:\n  url: repository\n  state: state\n  {readers}\n"), sources);
+        machine.plan(&format!("repository:\n  url: ./repository\n  state: state\n  {readers}\n"), sources);
         machine
     }
 

@@ -26,6 +26,9 @@ use super::read::{ChunkReader, KeySource, Sessions};
 use super::store::Store;
 use crate::keys::{self, Unlock, Unlocked};
 
+/// Where objects lie that are made to try the store.
+const PROBES: &str = "probe";
+
 /// How a repository is made and opened.
 #[derive(Debug, Clone)]
 pub struct RepositoryOptions {
@@ -70,7 +73,7 @@ impl Repository {
         }
         check_recipients(options)?;
         check_free(&store).await?;
-        let conditional_put = probe(&store).await?;
+        let Probed { conditional_put, left } = probe(&store).await?;
         let id = hex::encode(random::<16>()?);
         let keys = create_keys(&store, options, &id).await?;
         let mut config = Config {
@@ -85,6 +88,11 @@ impl Repository {
         config.authenticate(&keys.keys.index_key);
         store.create(&layout::config(), config.render()?).await?;
         let mut notes = Vec::new();
+        if let Some(left) = left {
+            notes.push(format!(
+                "the store does not let us delete the object `{left}`, made to try it; nothing needs it"
+            ));
+        }
         if !conditional_put {
             notes.push("this store ignores conditional puts: names of snapshots are unique by chance alone".to_owned());
         }
@@ -190,10 +198,10 @@ async fn check_free(store: &Store) -> Result<()> {
     if store.is_empty().await? {
         return Ok(());
     }
-    let keys = [layout::KEYS, layout::KEY_COPIES].map(|folder| format!("{folder}/"));
-    let is_key = |path: &Path| keys.iter().any(|folder| path.as_ref().starts_with(folder.as_str()));
-    if store.list("").await?.iter().all(|(path, _)| is_key(path)) {
-        // Key objects alone: a creation that died before its `config`. Nothing was ever stored under them.
+    let begun = [layout::KEYS, layout::KEY_COPIES, PROBES].map(|folder| format!("{folder}/"));
+    let is_begun = |path: &Path| begun.iter().any(|folder| path.as_ref().starts_with(folder.as_str()));
+    if store.list("").await?.iter().all(|(path, _)| is_begun(path)) {
+        // Key objects and probes alone: a creation that died before its `config`. Nothing was ever stored under them.
         return Ok(());
     }
     Err(Error::new(ErrorKind::AlreadyExists, format!("{} is not empty, and is not a repository", store.describe()))
@@ -324,15 +332,23 @@ async fn repository_keys(
     }
 }
 
+/// What a store did with an object that was made to try it.
+struct Probed {
+    /// Whether it refuses to create an object twice.
+    conditional_put: bool,
+    /// The object, where it may not be deleted.
+    left: Option<Path>,
+}
+
 /// Whether the store refuses to create an object twice. Stores that ignore the condition exist (docs/adr/0003).
-async fn probe(store: &Store) -> Result<bool> {
-    let path = Path::from(format!("probe/{}", hex::encode(random::<8>()?)));
-    store.try_create(&path, "stackward".into()).await?;
-    let honoured = match store.try_create(&path, "stackward".into()).await {
+async fn probe(store: &Store) -> Result<Probed> {
+    let path = Path::from(format!("{PROBES}/{}", hex::encode(random::<8>()?)));
+    store.create(&path, "stackward".into()).await?;
+    let conditional_put = match store.try_create(&path, "stackward".into()).await {
         Ok(()) => false,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => true,
         Err(error) => return Err(error),
     };
-    store.delete(&path).await?;
-    Ok(honoured)
+    let left = store.delete(&path).await.is_err().then_some(path);
+    Ok(Probed { conditional_put, left })
 }

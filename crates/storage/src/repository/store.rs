@@ -73,21 +73,32 @@ impl Store {
     /// As [`Store::create`], of the parts one after another.
     ///
     /// A store may say that a name is taken when it is not: because another request for it was under way (S3's 409), or
-    /// because it was our own, whose answer was lost. So what lies there is read and compared.
+    /// because it was our own, whose answer was lost. And a connection may break before the answer comes, after the object was
+    /// stored or before. So what lies there is read and compared; where nothing does, the object is put again.
     pub(super) async fn create_parts(&self, path: &Path, parts: impl IntoIterator<Item = Bytes>) -> Result<()> {
         let payload: PutPayload = parts.into_iter().collect();
         self.confirm().await?;
+        let mut last = None;
         for _ in 0..CREATE_ATTEMPTS {
-            let taken = match self.put(path, payload.clone(), PutMode::Create).await {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => error,
-                result => return result.map(drop),
-            };
+            let put = self.try_put(path, payload.clone(), PutMode::Create).await;
+            let Err((failed, doubt)) = put else { return Ok(()) };
+            if doubt == Doubt::None {
+                return Err(failed);
+            }
             match self.get(path).await {
                 Ok(found) if is_content(&payload, &found) => return Ok(()),
-                Ok(_) => return Err(taken),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Ok(_) if doubt == Doubt::Unanswered => {
+                    let message = format!("the object `{path}` lies in {} with another content", self.describe);
+                    return Err(Error::new(ErrorKind::AlreadyExists, message).caused_by(failed));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => last = Some((failed, doubt)),
+                Err(error) if doubt == Doubt::Taken => return Err(error),
+                // A store that still does not answer: what happened first says more.
+                Ok(_) | Err(_) => return Err(failed),
             }
+        }
+        if let Some((failed, Doubt::Unanswered)) = last {
+            return Err(failed);
         }
         let message = format!(
             "the object `{path}` cannot be made in {}: the store calls it taken, and does not have it",
@@ -110,10 +121,16 @@ impl Store {
         self.put(path, content.into(), PutMode::Create).await.map(drop)
     }
 
-    /// Writes an object whether it exists or not.
+    /// Writes an object whether it exists or not; again where the connection broke, since that changes nothing.
     pub(super) async fn replace(&self, path: &Path, content: Bytes) -> Result<()> {
         self.confirm().await?;
-        self.put(path, content.into(), PutMode::Overwrite).await.map(drop)
+        let mut attempt = 1;
+        loop {
+            match self.try_put(path, content.clone().into(), PutMode::Overwrite).await {
+                Err((_, Doubt::Unanswered)) if attempt < CREATE_ATTEMPTS => attempt += 1,
+                result => return result.map(drop).map_err(|(error, _)| error),
+            }
+        }
     }
 
     /// Reads an object that will be updated.
@@ -139,21 +156,41 @@ impl Store {
                 }
                 self.put(path, content.into(), PutMode::Overwrite).await.map(|_| Updated::Done)
             }
-            Err(error) => match self.error("write", path, error) {
-                error if error.kind() == ErrorKind::AlreadyExists => {
-                    // Our own update, whose answer was lost, is no change by others.
-                    let found = self.get(path).await?;
-                    Ok(if found == content { Updated::Done } else { Updated::Changed })
+            Err(error) => {
+                let doubt = Doubt::about(&error);
+                let failed = self.error("write", path, error);
+                if doubt == Doubt::None {
+                    return Err(failed);
                 }
-                error => Err(error),
-            },
+                // Our own update, whose answer was lost, is no change by others.
+                match self.get(path).await {
+                    Ok(found) if found == content => Ok(Updated::Done),
+                    // Nothing was written: whoever asked reads again, and tries again.
+                    Ok(_) => Ok(Updated::Changed),
+                    Err(_) if doubt == Doubt::Unanswered => Err(failed),
+                    Err(error) => Err(error),
+                }
+            }
         }
     }
 
     async fn put(&self, path: &Path, payload: PutPayload, mode: PutMode) -> Result<PutResult> {
+        self.try_put(path, payload, mode).await.map_err(|(error, _)| error)
+    }
+
+    /// A put, and when it failed, whether the object may lie there nevertheless.
+    async fn try_put(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        mode: PutMode,
+    ) -> std::result::Result<PutResult, (Error, Doubt)> {
         let options = PutOptions { mode, ..PutOptions::default() };
         let put = self.inner.put_opts(path, payload, options).await;
-        put.map_err(|error| self.error("write", path, error))
+        put.map_err(|error| {
+            let doubt = Doubt::about(&error);
+            (self.error("write", path, error), doubt)
+        })
     }
 
     pub(super) async fn get(&self, path: &Path) -> Result<Bytes> {
@@ -228,6 +265,16 @@ impl Store {
         if Moved::is_cause_of(&error) {
             return place::another(&self.describe);
         }
+        if is_missing_bucket(&error) {
+            return Error::new(ErrorKind::NoRepository, format!("the bucket of {} does not exist", self.describe))
+                .caused_by(error)
+                .hint("make it with the store's own tools, or correct the `url` in the plan");
+        }
+        if is_without_credentials(&error) {
+            return Error::new(ErrorKind::PermissionDenied, format!("there are no credentials for {}", self.describe))
+                .caused_by(error)
+                .hint("set the store's own environment variables, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say");
+        }
         let kind = match &error {
             E::NotFound { .. } => ErrorKind::NotFound,
             E::AlreadyExists { .. } | E::Precondition { .. } => ErrorKind::AlreadyExists,
@@ -242,6 +289,64 @@ impl Store {
         };
         if kind == ErrorKind::Unreachable { wrapped.retry_later() } else { wrapped }
     }
+}
+
+/// Whether an object may lie in the store although its put failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// The store, or this machine, said no.
+    None,
+    /// The store says that its name is taken.
+    Taken,
+    /// The connection broke, or the answer took too long.
+    Unanswered,
+}
+
+impl Doubt {
+    fn about(error: &object_store::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        if matches!(error, object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) {
+            return Self::Taken;
+        }
+        let broken = [Io::ConnectionReset, Io::ConnectionAborted, Io::BrokenPipe, Io::UnexpectedEof, Io::TimedOut];
+        if io_cause(error).is_some_and(|io| broken.contains(&io.kind())) || is_unanswered(error) {
+            Self::Unanswered
+        } else {
+            Self::None
+        }
+    }
+}
+
+/// Whether a request was sent and no answer came.
+#[cfg(feature = "cloud")]
+fn is_unanswered(error: &(dyn std::error::Error + 'static)) -> bool {
+    use object_store::client::{HttpError, HttpErrorKind as Http};
+    let kinds = [Http::Request, Http::Timeout, Http::Interrupted];
+    let mut cause = Some(error);
+    while let Some(current) = cause {
+        if current.downcast_ref::<HttpError>().is_some_and(|http| kinds.contains(&http.kind())) {
+            return true;
+        }
+        cause = current.source();
+    }
+    false
+}
+
+#[cfg(not(feature = "cloud"))]
+fn is_unanswered(_: &(dyn std::error::Error + 'static)) -> bool {
+    false
+}
+
+/// What the clouds' stores say when the bucket itself is not there.
+fn is_missing_bucket(error: &object_store::Error) -> bool {
+    let said = error.to_string();
+    ["NoSuchBucket", "ContainerNotFound", "specified bucket does not exist"].iter().any(|words| said.contains(words))
+}
+
+/// Without credentials, the services are asked that give them to a cloud's own machines.
+fn is_without_credentials(error: &object_store::Error) -> bool {
+    let said = error.to_string();
+    ["169.254.169.254", "metadata.google.internal"].iter().any(|place| said.contains(place))
 }
 
 /// What became of an update.

@@ -107,7 +107,7 @@ fn fill(path: &Path, keys: u64) -> std::io::Result<()> {
 /// A plan for the server; returns the words that run the program with it.
 fn plan(binary: &Path, work: &Path) -> Result<String> {
     let binary = binary.display();
-    let text = "version: 1\nname: bench\nrepository: { url: repository, recipients: [RECIPIENT], state: state }\n\
+    let text = "version: 1\nname: bench\nrepository: { url: ./repository, recipients: [RECIPIENT], state: state }\n\
                 sources: { cache: { redis: { socket: SOCKET } } }\n";
     let text = text.replace("SOCKET", &work.join("redis.sock").display().to_string());
     std::fs::write(work.join("plan.in"), text).map_err(|error| error.to_string())?;
