@@ -97,7 +97,9 @@ fn contents(folder: &std::path::Path) -> std::collections::BTreeMap<std::path::P
 fn put_back(folder: &std::path::Path, contents: &std::collections::BTreeMap<std::path::PathBuf, Vec<u8>>) {
     std::fs::remove_dir_all(folder).unwrap();
     std::fs::create_dir(folder).unwrap();
-    contents.iter().for_each(|(path, content)| std::fs::write(path, content).unwrap());
+    for (path, content) in contents {
+        std::fs::write(path, content).unwrap();
+    }
 }
 
 async fn verified(repository: &Repository) -> backup_core::sink::CheckReport {
@@ -158,12 +160,12 @@ async fn a_removal_that_died_is_ended_by_repeating_it() {
     let second = keys::generate();
     let owner = place.open(&place.reading()).await.unwrap();
     owner.add_recipient(&second.recipient).await.unwrap();
-    let (wrapped, copied) = (contents(&keys_folder), contents(&copies));
+    let (wrapped, outdated) = (contents(&keys_folder), contents(&copies));
     owner.remove_recipient(&second.recipient).await.unwrap();
     // Before anything was wrapped again, and before the last copies were deleted.
     let (rewrapped, recopied) = (contents(&keys_folder), contents(&copies));
-    let both = copied.clone().into_iter().chain(recopied).collect();
-    for (keys_left, copies_left) in [(&wrapped, &copied), (&wrapped, &both), (&rewrapped, &both)] {
+    let both = outdated.clone().into_iter().chain(recopied).collect();
+    for (keys_left, copies_left) in [(&wrapped, &outdated), (&wrapped, &both), (&rewrapped, &both)] {
         put_back(&keys_folder, keys_left);
         put_back(&copies, copies_left);
         let owner = place.open(&place.reading()).await.unwrap();
@@ -178,7 +180,7 @@ async fn a_removal_that_died_is_ended_by_repeating_it() {
     put_back(&keys_folder, &rewrapped);
     put_back(&copies, &both);
     back_up(&place.open(&Unlock::default()).await.unwrap(), &[("db", stream_source(1000, 9))]).await.unwrap();
-    assert!(!copied.keys().any(|path| path.exists()));
+    assert!(!outdated.keys().any(|path| path.exists()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
