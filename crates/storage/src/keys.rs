@@ -106,6 +106,11 @@ impl Unlocked {
         self.0.is_empty()
     }
 
+    /// Their public halves.
+    pub(crate) fn recipients(&self) -> Vec<String> {
+        self.0.iter().map(|identity| identity.to_public().to_string()).collect()
+    }
+
     pub(crate) fn push(&mut self, identity: &Secret) -> Result<()> {
         self.0.push(parse_identity(identity.expose())?);
         Ok(())

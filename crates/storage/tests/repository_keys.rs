@@ -89,6 +89,100 @@ async fn recipients_come_and_go_without_touching_data() {
     assert_eq!(reader.recipients().await.unwrap().len(), 1);
 }
 
+fn contents(folder: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+fn put_back(folder: &std::path::Path, contents: &std::collections::BTreeMap<std::path::PathBuf, Vec<u8>>) {
+    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::create_dir(folder).unwrap();
+    for (path, content) in contents {
+        std::fs::write(path, content).unwrap();
+    }
+}
+
+async fn verified(repository: &Repository) -> backup_core::sink::CheckReport {
+    let listed = repository.snapshots(&SnapshotFilter::default()).await.unwrap();
+    let ids: Vec<SnapshotId> = listed.into_iter().map(|summary| summary.id).collect();
+    let cx = backup_core::RunContext::new(support::source("check"));
+    repository.check(&cx, backup_core::sink::CheckDepth::Data, &ids).await.unwrap()
+}
+
+/// A version that knows no copies of keys leaves the earlier ones: neither a backup nor a reader undoes what it changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recipients_that_an_earlier_version_changed_stay_changed() {
+    let mut place = Place::new();
+    let id = one_snapshot(&place).await;
+    let (keys_folder, copies) = (place.data().join("keys"), place.data().join("key-copies"));
+    let second = keys::generate();
+    // Added.
+    let earlier = contents(&copies);
+    place.open(&place.reading()).await.unwrap().add_recipient(&second.recipient).await.unwrap();
+    put_back(&copies, &earlier);
+    place.options.recipients.push(second.recipient.clone());
+    let wrapped = contents(&keys_folder);
+    let back_up_again = async |place: &Place| {
+        let writer = place.open(&Unlock::default()).await.unwrap();
+        let report = verified(&writer).await;
+        assert!(report.damage.is_empty(), "{report:?}");
+        assert!(report.notes.iter().any(|note| note.contains("wrapped again by an earlier version")), "{report:?}");
+        back_up(&writer, &[("db", stream_source(1000, 9))]).await.unwrap();
+    };
+    back_up_again(&place).await;
+    assert!(wrapped.iter().all(|(path, content)| std::fs::read(path).unwrap() == *content), "no copy was put back");
+    assert!(earlier.keys().all(|path| path.exists()), "the copies are kept");
+    let reader = place.open(&with(&second.identity)).await.unwrap();
+    assert_eq!(read_stream(&reader, &id, "db").await.unwrap().len(), 100_000);
+    assert!(verified(&reader).await.damage.is_empty());
+    // Whoever has a private key makes both one.
+    reader.add_recipient(&second.recipient).await.unwrap();
+    assert!(!earlier.keys().any(|path| path.exists()));
+    assert!(verified(&reader).await.notes.is_empty());
+    // Removed.
+    let earlier = contents(&copies);
+    place.open(&place.reading()).await.unwrap().remove_recipient(&second.recipient).await.unwrap();
+    put_back(&copies, &earlier);
+    place.options.recipients.pop();
+    assert_eq!(place.open(&with(&second.identity)).await.unwrap_err().kind(), ErrorKind::WrongKey, "not by a copy");
+    back_up_again(&place).await;
+    assert_eq!(place.open(&with(&second.identity)).await.unwrap_err().kind(), ErrorKind::WrongKey);
+    let owner = place.open(&place.reading()).await.unwrap();
+    assert_eq!(read_stream(&owner, &id, "db").await.unwrap().len(), 100_000);
+}
+
+/// `config` is changed first; a change that died then is ended by repeating it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_died_is_ended_by_repeating_it() {
+    let place = Place::new();
+    let id = one_snapshot(&place).await;
+    let (keys_folder, copies) = (place.data().join("keys"), place.data().join("key-copies"));
+    let second = keys::generate();
+    let owner = place.open(&place.reading()).await.unwrap();
+    owner.add_recipient(&second.recipient).await.unwrap();
+    let (wrapped, outdated) = (contents(&keys_folder), contents(&copies));
+    owner.remove_recipient(&second.recipient).await.unwrap();
+    // Before anything was wrapped again, and before the last copies were deleted.
+    let (rewrapped, recopied) = (contents(&keys_folder), contents(&copies));
+    let both = outdated.clone().into_iter().chain(recopied).collect();
+    for (keys_left, copies_left) in [(&wrapped, &outdated), (&wrapped, &both), (&rewrapped, &both)] {
+        put_back(&keys_folder, keys_left);
+        put_back(&copies, copies_left);
+        let owner = place.open(&place.reading()).await.unwrap();
+        assert_eq!(owner.remove_recipient(&second.recipient).await.unwrap(), 2);
+        assert_eq!(place.open(&with(&second.identity)).await.unwrap_err().kind(), ErrorKind::WrongKey);
+        assert_eq!(contents(&copies).len(), 2, "no copy is left of what the keys were");
+        let error = owner.remove_recipient(&second.recipient).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+        assert_eq!(read_stream(&owner, &id, "db").await.unwrap().len(), 100_000);
+    }
+    // A backup deletes them, too.
+    put_back(&keys_folder, &rewrapped);
+    put_back(&copies, &both);
+    back_up(&place.open(&Unlock::default()).await.unwrap(), &[("db", stream_source(1000, 9))]).await.unwrap();
+    assert!(!outdated.keys().any(|path| path.exists()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_plan_and_the_repository_agree_who_can_read() {
     let mut place = Place::new();

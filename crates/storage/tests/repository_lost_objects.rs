@@ -171,9 +171,36 @@ async fn a_repository_whose_keys_are_all_gone_is_refused() {
     let error = back_up(&writer, &[("tree", tree_source(FILES))]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRepository, "{error:?}");
     assert!(!place.data().join("keys").exists());
+    let report = check(&writer).await;
+    assert_eq!(report.damage.len(), 2, "{report:?}");
+    for damage in &report.damage {
+        assert!(damage.problem.contains("by hand") && !damage.problem.contains("next backup"), "{report:?}");
+    }
     std::fs::rename(&kept, place.data().join("keys")).unwrap();
     run(&place.open(&Unlock::default()).await.unwrap()).await;
     assert_restores(&place, &place.data(), &first).await;
+}
+
+/// The private key of a recipient is not the wrong one, whatever does not open with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_damaged_with_its_copy_is_no_wrong_key() {
+    let (place, first) = one_snapshot().await;
+    for start in ["session-", "repository-"] {
+        let folders = [place.data().join("keys"), place.data().join("key-copies")];
+        for path in folders.iter().flat_map(|folder| objects(folder, start)) {
+            let mut bytes = std::fs::read(&path).unwrap();
+            let share = bytes.windows(10).position(|window| window == b"-> X25519 ").unwrap() + 15;
+            bytes[share] = if bytes[share] == b'A' { b'B' } else { b'A' };
+            std::fs::write(path, bytes).unwrap();
+        }
+        let error = match place.open(&place.reading()).await {
+            Ok(reader) => read_stream(&reader, &first, "db").await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{start}: {error:?}");
+        let other = Unlock { identities: vec![storage::keys::generate().identity], passphrase: None };
+        assert_eq!(place.open(&other).await.unwrap_err().kind(), ErrorKind::WrongKey);
+    }
 }
 
 /// Before there were copies: the first run makes them. The pair of a log that lost its private half is given up.

@@ -222,6 +222,28 @@ impl Checker<'_> {
                     single += 1;
                     (self.does_not_open(&path).await?, true)
                 }
+                Condition::Another(_) => {
+                    let problem = self.does_not_open(&path).await?;
+                    if problem.is_none() {
+                        self.report.notes.push(format!(
+                            "the key object `{path}` was wrapped again by an earlier version, or is damaged (a private key tells \
+                             which); its earlier copy is kept; `stackward key add` for any recipient, repeated, makes both one"
+                        ));
+                    }
+                    let serves = |problem| {
+                        format!(
+                            "{problem}; its second copy is whole, and serves; `stackward key add` for any recipient, repeated, mends it"
+                        )
+                    };
+                    (problem.map(serves), false)
+                }
+                // Then somebody removed them, and no backup goes on.
+                Condition::Mendable { problem, .. } if self.keyring.is_empty() => (
+                    Some(format!(
+                        "{problem}, as all of `keys/` is; its second copy is whole: restore `keys/` from `key-copies/` by hand"
+                    )),
+                    false,
+                ),
                 // The copy is written first, before anything is sealed: a run that died in between left this.
                 Condition::Mendable { .. } if self.keyring.lacks(&path) && self.is_of_no_use(&path) => {
                     self.report.notes.push(format!(

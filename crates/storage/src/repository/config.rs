@@ -154,6 +154,11 @@ impl Config {
         Ok(recipients)
     }
 
+    /// Whether one of `recipients` at least is named.
+    pub(super) fn names(&self, recipients: &[String]) -> bool {
+        self.recipients.iter().any(|info| recipients.contains(&info.recipient))
+    }
+
     pub(super) fn recipient_keys(&self) -> Vec<String> {
         self.recipients.iter().map(|info| info.recipient.clone()).collect()
     }

@@ -282,7 +282,7 @@ async fn unlock_all(store: &Store, id: &str, unlock: &Unlock) -> Result<Unlocked
     let path = layout::passphrase_identity(id);
     let wrapped = match Keyring::list(store).await?.inspect(store, &path).await? {
         Condition::Whole => store.get(&path).await?,
-        Condition::Single(wrapped) | Condition::Mendable { copy: wrapped, .. } => wrapped,
+        Condition::Single(wrapped) | Condition::Another(wrapped) | Condition::Mendable { copy: wrapped, .. } => wrapped,
         Condition::Lost { .. } if !unlocked.is_empty() => return Ok(unlocked),
         Condition::Lost { problem } => {
             return Err(Error::new(ErrorKind::WrongKey, format!("{} has no passphrase: {problem}", store.describe()))
@@ -309,7 +309,7 @@ async fn repository_keys(
     if !unlocked.is_empty() {
         let path = layout::repository_keys(&config.repository_id);
         let open = |wrapped: &[u8]| RepositoryKeys::from_bytes(&keys::unwrap(unlocked, wrapped)?);
-        let keys = keyring::open(store, &path, open).await?;
+        let keys = keyring::open(store, &path, config.names(&unlocked.recipients()), open).await?;
         // Anybody can encrypt to a public key; only this machine's writer key was never in the store.
         if writer.is_some_and(|writer| writer.keys != keys) {
             return Err(Error::new(

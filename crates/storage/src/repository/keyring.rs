@@ -1,7 +1,8 @@
 //! Key objects: each lies in two places, and the name of the second copy tells what the bytes of both are.
 //!
 //! Invariants: the copy is durable before the key, so a key that is there can be checked by who cannot open it; a run relies
-//! only on keys that are there and whole; a copy for those who may not read any more is deleted when the key was replaced.
+//! only on keys that are there and whole; a copy for those who may not read any more is deleted when the key was replaced, and
+//! never put back over a key that was wrapped again by who knows no copies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +14,12 @@ use object_store::path::Path;
 use super::crypto::SessionId;
 use super::layout::{self, ObjectHash, object_hash};
 use super::store::{Store, Updated, Versioned};
+use wrapped::Wrapped;
+
+mod wrapped;
 
 /// Keys that are read at the same time.
 const PARALLEL: usize = 32;
-/// What every wrapped key begins with.
-const AGE: &[u8] = b"age-encryption.org/v1\n";
 
 /// Which key objects there are, and which second copies.
 #[derive(Debug, Default)]
@@ -33,6 +35,9 @@ pub(super) enum Condition {
     Whole,
     /// It has no second copy to compare it with: it was made before there were such copies.
     Single(Bytes),
+    /// It has nothing in common with its second copy, which is whole: an earlier version, which makes no copies, wrapped it
+    /// again, for others maybe.
+    Another(Bytes),
     /// It is missing, or not what was written; its second copy is whole.
     Mendable { problem: String, copy: Bytes },
     /// It is missing, or not what was written, and there is no whole copy of it.
@@ -89,17 +94,23 @@ impl Keyring {
             Err(error) => return Err(error),
         };
         let hashes = self.hashes(key);
-        let problem = match found {
-            Some(found) if hashes.contains(&object_hash(&found)) => return Ok(Condition::Whole),
-            Some(found) if !found.starts_with(AGE) => "it is not a wrapped key",
-            Some(found) if hashes.is_empty() => return Ok(Condition::Single(found)),
-            Some(_) => "its bytes are not those that were written",
-            None => "it is missing",
+        let form = found.as_deref().and_then(Wrapped::parse);
+        let problem = match (&found, &form) {
+            (Some(found), _) if hashes.contains(&object_hash(found)) => return Ok(Condition::Whole),
+            (Some(_), None) => "it is not a wrapped key",
+            (Some(found), Some(_)) if hashes.is_empty() => return Ok(Condition::Single(found.clone())),
+            (Some(_), Some(_)) => "its bytes are not those that were written",
+            (None, _) => "it is missing",
         };
         let problem = problem.to_owned();
-        Ok(match self.whole_copies(store, key).await?.into_iter().next() {
-            Some(copy) => Condition::Mendable { problem, copy },
-            None => Condition::Lost { problem },
+        let copies = self.whole_copies(store, key).await?;
+        let is_another = |form: &Wrapped<'_>| {
+            copies.iter().filter_map(|copy| Wrapped::parse(copy)).all(|copy| form.is_another_than(&copy))
+        };
+        Ok(match (copies.first(), found.as_ref().filter(|_| form.as_ref().is_some_and(is_another))) {
+            (Some(_), Some(found)) => Condition::Another(found.clone()),
+            (Some(copy), None) => Condition::Mendable { problem, copy: copy.clone() },
+            (None, _) => Condition::Lost { problem },
         })
     }
 
@@ -120,7 +131,9 @@ impl Keyring {
     /// lost.
     pub(super) async fn mend(&self, store: &Store, key: &Path) -> Result<Option<String>> {
         match self.inspect(store, key).await? {
-            Condition::Whole => Ok(None),
+            Condition::Whole => self.delete_replaced(store, key).await.map(|()| None),
+            // Whoever the copy is for, the key may be for others. Only who can open it can tell whether it is whole.
+            Condition::Another(_) => Ok(None),
             Condition::Single(found) => make_copy(store, key, found).await.map(|()| None),
             Condition::Mendable { copy, .. } => store.replace(key, copy).await.map(|()| None),
             Condition::Lost { problem } => Ok(Some(problem)),
@@ -141,6 +154,27 @@ impl Keyring {
             .buffer_unordered(PARALLEL)
             .try_collect::<Vec<_>>();
         Ok(looked_at.await?.into_iter().flatten().filter_map(|lost| needed.get(&lost).copied()).collect())
+    }
+
+    /// Deletes what a change that died left: copies that are not of the key.
+    async fn delete_replaced(&self, store: &Store, key: &Path) -> Result<()> {
+        if self.hashes(key).len() < 2 {
+            return Ok(());
+        }
+        // Somebody may replace it at this moment.
+        let found = store.get(key).await?;
+        if !self.hashes(key).contains(&object_hash(&found))
+            || !store.exists(&layout::key_copy(key, &object_hash(&found))).await?
+        {
+            return Ok(());
+        }
+        self.delete_copies(store, key, &found).await
+    }
+
+    /// Whether a key is wrapped for so many, and has no copy but its own: what a change that died leaves has not.
+    pub(super) fn is_settled(&self, key: &Path, wrapped: &[u8], recipients: usize) -> bool {
+        Wrapped::parse(wrapped).is_some_and(|wrapped| wrapped.public_keys() == recipients)
+            && self.hashes(key) == [object_hash(wrapped)]
     }
 
     /// Deletes the copies of a key that this ring knows, but for that of `kept`.
@@ -180,15 +214,23 @@ pub(super) async fn replace(store: &Store, key: &Path, from: Option<&Versioned>,
     }
 }
 
-/// Reads a key with `open`: the object itself or, when that is missing or does not open, its second copy.
+/// Reads a key with `open`: the object itself or, when that is missing or does not open, its second copy. That is for those
+/// alone whom `config` names (`is_named`): a copy may be older than a change of recipients.
 ///
 /// # Errors
-/// What opening the object itself failed with, when no copy opens either.
-pub(super) async fn open<T>(store: &Store, key: &Path, open: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
+/// What opening the object itself failed with, when no copy opens either. For who is named no key is wrong, but damaged.
+pub(super) async fn open<T>(store: &Store, key: &Path, is_named: bool, open: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let found = store.get(key).await;
     let first = match &found {
         Ok(found) => match open(found) {
             Ok(opened) => return Ok(opened),
+            Err(error) if error.kind() == ErrorKind::WrongKey && is_named => {
+                let message = "a wrapped key does not open with the private key of a recipient: it is damaged, or was not \
+                               wrapped again when that recipient was added";
+                Error::new(ErrorKind::Damaged, message).caused_by(error).with("object", key).hint(
+                    "restore `keys/` from a copy of the repository, or run `stackward key add` again with a private key that opens it",
+                )
+            }
             // Which key object it is does not matter to who has the wrong key.
             Err(error) if error.kind() == ErrorKind::WrongKey => error,
             Err(error) => error.with("object", key),
@@ -198,6 +240,9 @@ pub(super) async fn open<T>(store: &Store, key: &Path, open: impl Fn(&[u8]) -> R
         }
         Err(_) => return Err(found.err().unwrap_or_else(|| Error::new(ErrorKind::Internal, "a read did not end"))),
     };
+    if !is_named {
+        return Err(first);
+    }
     let copies = Keyring::list(store).await?.whole_copies(store, key).await?;
     let mut others = copies.iter().filter(|copy| found.as_ref().is_ok_and(|found| found != *copy) || found.is_err());
     others.find_map(|copy| open(copy).ok()).ok_or(first)

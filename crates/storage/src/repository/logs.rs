@@ -93,7 +93,8 @@ impl Repository {
         }
         // A segment is there, and what opens it is not: an error of its own, which nobody takes for an absent segment.
         let open = |wrapped: &[u8]| LogIdentity::from_bytes(&keys::unwrap(&self.unlocked, wrapped)?, &self.index_key);
-        let identity = keyring::open(&self.store, &layout::log_key(id), open).await?;
+        let is_named = self.store.names(&self.unlocked.recipients()).await;
+        let identity = keyring::open(&self.store, &layout::log_key(id), is_named, open).await?;
         opened.insert(id.to_owned(), identity.clone());
         Ok(Some(identity))
     }

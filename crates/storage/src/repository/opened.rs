@@ -28,6 +28,11 @@ impl Opened {
         Self { config, last: SyncMutex::new(object), index_key }
     }
 
+    /// Whether the recipients are, one of them at least, among those that `config` names.
+    pub(super) async fn names(&self, recipients: &[String]) -> bool {
+        self.config.lock().await.names(recipients)
+    }
+
     /// Takes the `config` that stands in the store now.
     ///
     /// # Errors

@@ -36,7 +36,8 @@ impl Repository {
     /// [`ErrorKind::WrongKey`] without a private key.
     pub async fn add_recipient(&self, recipient: &str) -> Result<u64> {
         keys::check_recipient(recipient)?;
-        self.change_config(|config| {
+        let is_named = self.is_named().await;
+        self.change_config(is_named, |config| {
             if config.recipients.iter().all(|info| info.recipient != recipient) {
                 let recipient = recipient.to_owned();
                 config.recipients.push(RecipientInfo { recipient, added: Timestamp::now(), passphrase: false });
@@ -44,23 +45,22 @@ impl Repository {
             Ok(())
         })
         .await?;
-        self.wrap_all().await
+        self.wrap_all(is_named).await
     }
 
     /// Takes the right to read from `recipient`, for keys that it has not copied: data that it could read once, it may
-    /// have read. Returns the number of keys that were wrapped again.
+    /// have read. Returns the number of keys that were wrapped again. Every key is wrapped again also where it is no recipient
+    /// any more: that ends a change that died.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when it is no recipient; [`ErrorKind::Usage`] for the last one.
+    /// [`ErrorKind::NotFound`] when it is no recipient, and there was no such change to end; [`ErrorKind::Usage`] for the last one.
     pub async fn remove_recipient(&self, recipient: &str) -> Result<u64> {
-        self.change_config(|config| {
+        // Who removes himself reads what there is for the last time.
+        let is_named = self.is_named().await;
+        let remove = |config: &mut Config| {
             let before = config.recipients.len();
             config.recipients.retain(|info| info.recipient != recipient);
-            if config.recipients.len() == before {
-                let message = format!("{recipient} is not a recipient of this repository");
-                return Err(Error::new(ErrorKind::NotFound, message).hint("`stackward key list` shows them"));
-            }
-            if config.recipients.is_empty() {
+            if config.recipients.len() < before && config.recipients.is_empty() {
                 return Err(Error::new(
                     ErrorKind::Usage,
                     "this is the last recipient: nobody could read the repository any more",
@@ -68,9 +68,42 @@ impl Repository {
                 .hint("add another one first"));
             }
             Ok(())
-        })
-        .await?;
-        self.wrap_all().await
+        };
+        if self.change_config(is_named, remove).await? {
+            return self.wrap_all(is_named).await;
+        }
+        let had_died = !self.is_settled().await?;
+        let wrapped = self.wrap_all(is_named).await?;
+        if had_died {
+            return Ok(wrapped);
+        }
+        let message = format!("{recipient} is not a recipient of this repository");
+        Err(Error::new(ErrorKind::NotFound, message).hint("`stackward key list` shows them"))
+    }
+
+    /// Whether a private key at hand is that of a recipient.
+    async fn is_named(&self) -> bool {
+        self.store.names(&self.unlocked.recipients()).await
+    }
+
+    /// Whether every key is wrapped to as many as `config` names, and no copy is left of what it was.
+    async fn is_settled(&self) -> Result<bool> {
+        let recipients = self.config.lock().await.recipients.len();
+        let keyring = Keyring::list(&self.store).await?;
+        for path in keyring.paths().into_iter().filter(|path| self.is_wrapped_to_all(path)) {
+            match self.store.get(path).await {
+                Ok(wrapped) if keyring.is_settled(path, &wrapped, recipients) => {}
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Others are the identity under the passphrase, and what a creation that died left.
+    fn is_wrapped_to_all(&self, path: &Path) -> bool {
+        let named = |start: &str| path.filename().is_some_and(|name| name.starts_with(start));
+        named("session-") || named("log-") || *path == layout::repository_keys(&self.id)
     }
 
     /// Wraps a new key to the recipients, and makes its object. Returns the recipients.
@@ -130,8 +163,9 @@ impl Repository {
         Ok(lost)
     }
 
-    /// Changes `config`, on the condition that nobody else changes it at the same time; then once more.
-    async fn change_config(&self, change: impl Fn(&mut Config) -> Result<()>) -> Result<()> {
+    /// Changes `config`, on the condition that nobody else changes it at the same time; then once more. Returns whether there
+    /// was something to change.
+    async fn change_config(&self, is_named: bool, change: impl Fn(&mut Config) -> Result<()>) -> Result<bool> {
         if !self.is_encrypted() {
             return Err(Error::new(ErrorKind::Usage, "this repository is not encrypted: everybody can read it"));
         }
@@ -139,7 +173,7 @@ impl Repository {
             return Err(read::needs_identity());
         }
         // Before anything is changed: what does not open cannot be wrapped.
-        self.open_keys(&Keyring::list(&self.store).await?).await?;
+        self.open_keys(&Keyring::list(&self.store).await?, is_named).await?;
         for _ in 0..ATTEMPTS {
             self.store.confirm().await?;
             let before = self.store.get_versioned(&layout::config()).await?;
@@ -150,18 +184,18 @@ impl Repository {
             config.authenticate(&self.index_key);
             let unchanged = config.recipient_keys() == old;
             if unchanged || self.store.update(&layout::config(), &before, config.render()?).await? == Updated::Done {
-                return self.store.confirm().await;
+                return self.store.confirm().await.map(|()| !unchanged);
             }
         }
         Err(too_busy())
     }
 
     /// Wraps every key to the recipients of `config`, as often as others change those meanwhile.
-    async fn wrap_all(&self) -> Result<u64> {
+    async fn wrap_all(&self, is_named: bool) -> Result<u64> {
         for _ in 0..ATTEMPTS {
             self.store.confirm().await?;
             let recipients = self.config.lock().await.recipient_keys();
-            let Some(wrapped) = self.wrap_to(&recipients).await? else { continue };
+            let Some(wrapped) = self.wrap_to(&recipients, is_named).await? else { continue };
             self.store.confirm().await?;
             if self.config.lock().await.recipient_keys() == recipients {
                 return Ok(wrapped);
@@ -174,13 +208,12 @@ impl Repository {
     ///
     /// # Errors
     /// When one does not open, or does not belong to this repository.
-    async fn open_keys(&self, keyring: &Keyring) -> Result<Vec<OpenedKey>> {
+    async fn open_keys(&self, keyring: &Keyring, is_named: bool) -> Result<Vec<OpenedKey>> {
         let mut opened = Vec::new();
         for path in keyring.paths() {
             let named = |start: &str| path.filename().is_some_and(|name| name.starts_with(start));
             let (session, log) = (named("session-"), named("log-"));
-            // Others: the identity under the passphrase, and what a creation that died left.
-            if !session && !log && *path != layout::repository_keys(&self.id) {
+            if !self.is_wrapped_to_all(path) {
                 continue;
             }
             let open = |wrapped: &[u8]| {
@@ -200,7 +233,7 @@ impl Repository {
             };
             let plain = match from.as_ref().map(|from| open(&from.content)) {
                 Some(Ok(plain)) => plain,
-                _ => keyring::open(&self.store, path, open).await?,
+                _ => keyring::open(&self.store, path, is_named, open).await?,
             };
             opened.push(OpenedKey { path: path.clone(), from, plain });
         }
@@ -209,9 +242,9 @@ impl Repository {
 
     /// Wraps every key again; `None` when somebody else replaced one meanwhile. Nothing is replaced before all of them were
     /// opened.
-    async fn wrap_to(&self, recipients: &[String]) -> Result<Option<u64>> {
+    async fn wrap_to(&self, recipients: &[String], is_named: bool) -> Result<Option<u64>> {
         let keyring = Keyring::list(&self.store).await?;
-        let opened = self.open_keys(&keyring).await?;
+        let opened = self.open_keys(&keyring, is_named).await?;
         for OpenedKey { path, from, plain } in &opened {
             let wrapped = Bytes::from(keys::wrap(recipients, plain)?);
             if keyring::replace(&self.store, path, from.as_ref(), wrapped.clone()).await? == Updated::Changed {

@@ -61,6 +61,14 @@ impl Store {
         }
     }
 
+    /// Whether `config`, as it was looked at last, names one of these recipients.
+    pub(super) async fn names(&self, recipients: &[String]) -> bool {
+        match &self.opened {
+            Some(opened) => opened.names(recipients).await,
+            None => false,
+        }
+    }
+
     pub(super) fn describe(&self) -> &str {
         &self.describe
     }

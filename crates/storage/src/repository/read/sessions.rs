@@ -75,7 +75,8 @@ impl Sessions {
             KeySource::Open => Ok(open_keys()),
             KeySource::Sealed { identities, index_key, .. } if !identities.is_empty() => {
                 let open = |wrapped: &[u8]| SessionKeys::from_bytes(&keys::unwrap(identities, wrapped)?, index_key);
-                keyring::open(&self.store, &layout::session_keys(session), open).await
+                let is_named = self.store.names(&identities.recipients()).await;
+                keyring::open(&self.store, &layout::session_keys(session), is_named, open).await
             }
             KeySource::Sealed { writer_secret: Some(secret), .. } => Ok(SessionKeys::derived(secret, session)),
             KeySource::Sealed { .. } => Err(needs_identity()),
