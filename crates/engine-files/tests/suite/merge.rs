@@ -326,6 +326,25 @@ async fn a_replaced_database_leaves_no_log_of_the_old_one() {
             fs::copy(copy.path().join(name), saved.at(name)).unwrap();
         }
         let from = reader(&saved.sink, &manifest).await;
+        if to.select.is_empty() {
+            let plan = saved.engine.restorer.plan_restore(&RunContext::new(name()), &from, &to).await.unwrap();
+            let [_, _, removed, kept] = relative(&plan.changes.unwrap(), saved.home.path());
+            assert_eq!((removed, kept), (vec!["w.db-wal".to_owned()], Vec::new()));
+            // A companion of somebody else is not removed, and what was set aside before is back.
+            let before = saved.state();
+            let claimed =
+                RestoreTarget { neighbours: vec![neighbour(saved.at("w.db-wal"), Claim::LeaveAlone)], ..over() };
+            let error = restore(&saved.engine, &from, &claimed).await.unwrap_err();
+            assert!(error.to_string().contains("belongs to another source"), "{error}");
+            assert_eq!(saved.state(), before);
+            fs::write(saved.at("w.db-shm"), "index").unwrap();
+            let claimed =
+                RestoreTarget { neighbours: vec![neighbour(saved.at("w.db-shm"), Claim::LeaveAlone)], ..over() };
+            let before = fs::read(saved.at("w.db-wal")).unwrap();
+            restore(&saved.engine, &from, &claimed).await.unwrap_err();
+            assert!(fs::read(saved.at("w.db-wal")).unwrap() == before, "the log was set aside, and is back");
+            fs::remove_file(saved.at("w.db-shm")).unwrap();
+        }
         let report = restore(&saved.engine, &from, &to).await.unwrap();
         assert!(report.warnings.iter().any(|text| text.contains("w.db-wal")), "{:?}", report.warnings);
         assert!(!saved.at("w.db-wal").exists());
