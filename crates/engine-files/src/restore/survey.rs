@@ -209,6 +209,9 @@ impl<'a> Surveyor<'a> {
             if entry.kind != EntryKind::Directory && changed(entry, &stat) {
                 self.overwritten(unit, &entry.path, &stat);
             }
+            if is_database(At { folder: parent, name }) {
+                self.alone(unit, entry, parent).map_err(broken)?;
+            }
             return Ok(None);
         }
         let open = || open_folder(parent, name).map_err(broken);
@@ -218,6 +221,22 @@ impl<'a> Surveyor<'a> {
         };
         let (plan, recorded) = (walk(&self.asked.rules)?, self.recorded.map(walk).transpose()?);
         Live::begin(plan, recorded).map(Some)
+    }
+
+    /// A database that is a part by itself: nothing walks over its companions.
+    fn alone(&mut self, unit: &Unit, entry: &TreeEntry, parent: BorrowedFd<'_>) -> Result<(), Errno> {
+        for ending in COMPANIONS {
+            let mut place = unit.destination.clone().into_os_string();
+            place.push(ending);
+            let place = std::path::PathBuf::from(place);
+            let stored = [entry.path.as_bytes(), ending.as_bytes()].concat();
+            let brought = self.asked.units.iter().any(|other| other.stored.as_bytes() == stored);
+            let stands = kind_of(parent, place.file_name().unwrap_or_default())?;
+            if !brought && stands.is_some_and(|kind| kind != FileType::Directory) {
+                self.survey.changes.removed.add(|| place.display().to_string());
+            }
+        }
+        Ok(())
     }
 
     /// Goes on to an entry of the snapshot.

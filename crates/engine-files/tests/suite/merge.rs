@@ -326,10 +326,10 @@ async fn a_replaced_database_leaves_no_log_of_the_old_one() {
             fs::copy(copy.path().join(name), saved.at(name)).unwrap();
         }
         let from = reader(&saved.sink, &manifest).await;
+        let plan = saved.engine.restorer.plan_restore(&RunContext::new(name()), &from, &to).await.unwrap();
+        let [_, _, removed, kept] = relative(&plan.changes.unwrap(), saved.home.path());
+        assert_eq!((removed, kept), (vec!["w.db-wal".to_owned()], Vec::new()));
         if to.select.is_empty() {
-            let plan = saved.engine.restorer.plan_restore(&RunContext::new(name()), &from, &to).await.unwrap();
-            let [_, _, removed, kept] = relative(&plan.changes.unwrap(), saved.home.path());
-            assert_eq!((removed, kept), (vec!["w.db-wal".to_owned()], Vec::new()));
             // A companion of somebody else is not removed, and what was set aside before is back.
             let before = saved.state();
             let claimed =
