@@ -16,3 +16,4 @@ mod verify;
 
 pub(crate) use config::SqliteConfig;
 pub(crate) use engine::build;
+pub(crate) use restore::COMPANIONS;

@@ -186,7 +186,7 @@ pub(crate) async fn plan_all<'a>(
             let reader = reader.with_log(log_of(sink, part, timeline));
             let mut target = target(part);
             refuse_link(&target.place)?;
-            target.neighbours = neighbours(stack, part, snapshots[id].manifest());
+            target.neighbours = neighbours(stack, part, snapshots[id].manifest(), session.options.identity.as_deref());
             let plan = cx.unless_cancelled(part.engine.restorer.plan_restore(&cx, &reader, &target)).await?;
             Ok(Planned { part, id: id.clone(), reader, plan })
         };

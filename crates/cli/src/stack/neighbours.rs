@@ -7,11 +7,13 @@ use backup_core::engine::{Claim, Neighbour, Place, RestoreTarget};
 use backup_core::manifest::Manifest;
 use backup_core::{SnapshotId, SourceName};
 
+use super::locate::key_beside;
 use super::{Part, Stack};
 use crate::sinks::local_places;
 
 /// What a restore of `part` from this snapshot must not take for its own: the places of other sources and of the sink.
-pub(crate) fn neighbours(stack: &Stack, part: &Part, manifest: &Manifest) -> Vec<Neighbour> {
+/// And of the operator: the plan and the private key in use open everything, and an old state of them must not replace them.
+pub(crate) fn neighbours(stack: &Stack, part: &Part, manifest: &Manifest, identity: Option<&Path>) -> Vec<Neighbour> {
     let mut all = Vec::new();
     for other in stack.parts.iter().filter(|other| other.name() != part.name()) {
         let record = record(manifest, other.name());
@@ -22,7 +24,10 @@ pub(crate) fn neighbours(stack: &Stack, part: &Part, manifest: &Manifest) -> Vec
         all.extend(places.into_iter().map(|path| Neighbour { path, owner: owner.clone(), claim }));
     }
     let places = local_places(&stack.plan.sink, &stack.folder);
-    let there = places.into_iter().filter(|(path, _)| path.exists());
+    let key = identity.map_or_else(|| key_beside(&stack.path), Path::to_owned);
+    let places =
+        places.into_iter().chain([(stack.path.clone(), "this run: the plan"), (key, "this run: the private key")]);
+    let there = places.filter(|(path, _)| path.exists());
     all.extend(there.map(|(path, owner)| Neighbour { path, owner: owner.to_owned(), claim: Claim::LeaveAlone }));
     all
 }

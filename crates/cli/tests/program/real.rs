@@ -245,6 +245,33 @@ fn a_restore_around_the_repository_leaves_it_alone() {
     machine.good("backup");
 }
 
+/// The plan and the private key that this very restore needs: an old state of them must not come over the ones in use.
+#[test]
+fn a_restore_around_the_plan_and_the_key_leaves_them_alone() {
+    let machine = Machine::with_sources("  all:\n    files: { paths: ['.'] }\n", crate::support::Readers::Key);
+    std::fs::write(machine.path("a"), "saved").unwrap();
+    machine.good("init");
+    machine.good("backup");
+    std::fs::write(machine.path("a"), "mine").unwrap();
+    let (plan, key) = (machine.path("stackward.yaml"), machine.path("stackward.key"));
+    for path in [&plan, &key] {
+        let text = std::fs::read_to_string(path).unwrap();
+        std::fs::write(path, format!("{text}# newer\n")).unwrap();
+    }
+    machine.good("restore --force --delete");
+    assert_eq!(std::fs::read_to_string(machine.path("a")).unwrap(), "saved");
+    for path in [&plan, &key] {
+        assert!(std::fs::read_to_string(path).unwrap().ends_with("# newer\n"), "{}", path.display());
+    }
+    // A key that was not there when the snapshot was made, under a name of its own.
+    let other = machine.path("other.key");
+    std::fs::rename(&key, &other).unwrap();
+    let said = machine.good("restore --force --delete --identity other.key --dry-run");
+    assert!(said.contains("stackward.yaml") && said.contains("the private key"), "{said}");
+    machine.good("restore --force --delete --identity other.key");
+    assert!(other.exists() && key.exists(), "the one in use stays, and the saved one comes back");
+}
+
 /// A clock that was wrong once must not keep everything green for years.
 #[test]
 fn a_snapshot_from_the_future_is_not_the_latest_and_is_an_alarm() {

@@ -25,6 +25,7 @@ use super::target::{Unit, below};
 use crate::attributes::{self, Holder};
 use crate::filter::Rules;
 use crate::owners::Owners;
+use crate::sqlite::COMPANIONS;
 
 /// What a folder's owner needs to change what is in it.
 const OPEN: u32 = 0o700;
@@ -57,6 +58,8 @@ enum Step {
     Exchanged,
     /// The folder, whose attributes these were, is being changed.
     Changing(Attributes),
+    /// A companion of the database at this path went into the staging folder: the ending with this index, under this number.
+    Aside(u8, u32),
 }
 
 /// Attributes of a folder that stands at the target.
@@ -78,17 +81,20 @@ pub(crate) struct Merger<'a> {
     owners: Owners,
     guard: Guard<'a>,
     journal: Journal,
+    warnings: Vec<String>,
+    aside: u32,
 }
 
 impl<'a> Merger<'a> {
     pub(crate) fn new(asked: &'a Asked, recorded: Option<&'a Rules>, applier: &'a Applier) -> Result<Self> {
         let journal = Journal(Spool::new(asked.cx.scratch())?);
         let guard = Guard { plan: &asked.rules, recorded };
-        Ok(Self { asked, applier, owners: Owners::load(), guard, journal })
+        Ok(Self { asked, applier, owners: Owners::load(), guard, journal, warnings: Vec::new(), aside: 0 })
     }
 
     /// Puts the staged `new` at the entry `path`, whatever stands there.
     pub(crate) fn put(&mut self, putting: Putting<'_>, path: &TreePath, new: At<'_>, to: At<'_>) -> Result<()> {
+        self.set_companions_aside(putting, path, new, to)?;
         let moved = match rename_new(new, to) {
             // A file system or a kernel that does not know the flag.
             Err(Errno::INVAL | Errno::NOSYS) => match kind_of(to.folder, to.name) {
@@ -105,6 +111,58 @@ impl<'a> Merger<'a> {
             Err(Errno::EXIST) => self.meet(putting, path, new, to),
             Err(errno) => Err(failed(putting.unit, path, errno)),
         }
+    }
+
+    /// The log and the index of a database that is replaced belong to the old one: beside the new one they destroy it.
+    /// They go first, so that the new one never stands beside them.
+    pub(crate) fn set_companions_aside(
+        &mut self,
+        putting: Putting<'_>,
+        path: &TreePath,
+        new: At<'_>,
+        to: At<'_>,
+    ) -> Result<()> {
+        let unit = putting.unit;
+        for (index, ending) in (0_u8..).zip(COMPANIONS) {
+            let (companion, brought) = (with_ending(to.name, ending), with_ending(new.name, ending));
+            let inner = TreePath::new([path.as_bytes(), ending.as_bytes()].concat())?;
+            let broken = |errno: Errno| failed(unit, &inner, errno);
+            let stands = kind_of(to.folder, &companion).map_err(broken)?;
+            if !stands.is_some_and(|kind| kind != FileType::Directory)
+                || kind_of(new.folder, &brought).map_err(broken)?.is_some()
+                || self.asked.units.iter().any(|other| other.stored == inner)
+                || !(is_database(new) || is_database(to))
+            {
+                continue;
+            }
+            let place = unit.place_of(path).with_file_name(&companion);
+            if self.asked.target.existing == Existing::Refuse {
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    "a file of another state of the database stands there",
+                )
+                .with("path", place.display())
+                .hint("move it away, or add `--force`"));
+            }
+            if unit.leaves_alone(&inner) {
+                return Err(Error::new(ErrorKind::AlreadyExists, "a file of the database belongs to another source")
+                    .with("path", place.display())
+                    .hint("restore the database with that source, and leave it out here with `--select`"));
+            }
+            self.aside += 1;
+            let aside = aside(self.aside);
+            rustix::fs::renameat(to.folder, &companion, putting.staging.fd(), &aside).map_err(broken)?;
+            self.journal.note(putting.number, path, &Step::Aside(index, self.aside)).inspect_err(|_| {
+                let _taken_back = rustix::fs::renameat(putting.staging.fd(), &aside, to.folder, &companion);
+            })?;
+            self.warnings.push(format!("removed `{}`: it belonged to the database that was replaced", place.display()));
+        }
+        Ok(())
+    }
+
+    /// What the operator should know.
+    pub(crate) fn warnings(self) -> Vec<String> {
+        self.warnings
     }
 
     /// Something stands there.
@@ -178,7 +236,9 @@ impl<'a> Merger<'a> {
         let (staged, mut wanted) = self.open(path, new).map_err(broken)?;
         // The label of the staging folder is not one that was saved.
         wanted.xattrs.retain(|(name, _)| name != b"security.selinux");
-        let names = names_in(staged.as_fd()).map_err(broken)?;
+        let mut names = names_in(staged.as_fd()).map_err(broken)?;
+        // A database comes before its companions, which are still here then when the snapshot brings them.
+        names.sort();
         if !top && is_mounted(to.folder, to.name).map_err(broken)? {
             // The snapshot has nothing for it but the mount point itself: what is mounted has attributes of its own.
             let hint =
@@ -254,12 +314,40 @@ fn take_back(unit: &Unit, staging: &Staging, reach: &Reach, path: &TreePath, ste
     if let Step::Changing(before) = step {
         return before.put_back(&open_folder(to.folder, to.name)?);
     }
+    if let Step::Aside(index, number) = step {
+        let ending = COMPANIONS.get(usize::from(index)).ok_or(Errno::INVAL)?;
+        return rustix::fs::renameat(staging.fd(), aside(number), to.folder, with_ending(to.name, ending));
+    }
     let new_folder = open(staging.fd(), &new_names)?;
     let new = At { folder: new_folder.as_fd(), name: new_names.last().ok_or(Errno::INVAL)? };
     match step {
         Step::Moved => rustix::fs::renameat(to.folder, to.name, new.folder, new.name),
         _ => exchange(new, to),
     }
+}
+
+fn with_ending(name: &OsStr, ending: &str) -> std::ffi::OsString {
+    let mut name = name.to_owned();
+    name.push(ending);
+    name
+}
+
+/// The name of a companion in the staging folder.
+fn aside(number: u32) -> String {
+    format!("aside-{number}")
+}
+
+/// Whether it is a file that begins like a database of SQLite. What cannot be read is none.
+pub(crate) fn is_database(at: At<'_>) -> bool {
+    use rustix::fs::OFlags;
+    if !matches!(kind_of(at.folder, at.name), Ok(Some(FileType::RegularFile))) {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut header = [0_u8; 16];
+    rustix::fs::openat(at.folder, at.name, flags, Mode::empty())
+        .and_then(|file| rustix::io::pread(&file, &mut header, 0))
+        .is_ok_and(|read| read == header.len() && header == *b"SQLite format 3\0")
 }
 
 fn failed(unit: &Unit, path: &TreePath, errno: Errno) -> Error {
@@ -348,6 +436,10 @@ impl Journal {
         match step {
             Step::Moved => record.push(b'm'),
             Step::Exchanged => record.push(b'x'),
+            Step::Aside(index, number) => {
+                record.extend_from_slice(&[b'a', *index]);
+                record.extend_from_slice(&number.to_le_bytes());
+            }
             Step::Changing(before) => {
                 record.push(b'c');
                 for number in [before.mode, before.uid, before.gid, before.nanos] {
@@ -374,6 +466,9 @@ impl Journal {
         let step = match kind {
             b'm' => Some(Step::Moved),
             b'x' => Some(Step::Exchanged),
+            b'a' => rest
+                .split_first()
+                .and_then(|(index, rest)| Some(Step::Aside(*index, u32::from_le_bytes(rest.try_into().ok()?)))),
             _ => read_attributes(rest).map(Step::Changing),
         };
         Ok(Some((unit.ok_or_else(unreadable)?, path, step.ok_or_else(unreadable)?)))
@@ -425,8 +520,10 @@ mod tests {
         };
         journal.note(0, &path("srv"), &Step::Changing(before.clone())).unwrap();
         journal.note(3, &path("srv/a"), &Step::Moved).unwrap();
+        journal.note(1, &path("w.db"), &Step::Aside(2, 300)).unwrap();
         journal.note(1, &path(""), &Step::Exchanged).unwrap();
         assert_eq!(journal.take().unwrap(), Some((1, path(""), Step::Exchanged)));
+        assert_eq!(journal.take().unwrap(), Some((1, path("w.db"), Step::Aside(2, 300))));
         assert_eq!(journal.take().unwrap(), Some((3, path("srv/a"), Step::Moved)));
         assert_eq!(journal.take().unwrap(), Some((0, path("srv"), Step::Changing(before))));
         assert_eq!(journal.take().unwrap(), None);

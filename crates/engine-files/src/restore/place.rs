@@ -83,7 +83,9 @@ pub(crate) fn put_all(
         return Err(error.hint(hint));
     }
     drop(reached);
-    Ok(staged.into_iter().filter_map(Staging::remove).collect())
+    let mut warnings = merger.warnings();
+    warnings.extend(staged.into_iter().filter_map(Staging::remove));
+    Ok(warnings)
 }
 
 /// Brings everything that was staged to disk: once for each file system, not once for each file.
@@ -121,6 +123,7 @@ fn put(putting: Putting<'_>, reach: &Reach, merger: &mut Merger<'_>, done: &mut 
     let to = At { folder: reach.folder.as_fd(), name: &reach.name };
     match unit.standing {
         Standing::Nothing => {
+            merger.set_companions_aside(putting, &unit.stored, new, to)?;
             match rename_new(new, to) {
                 // A file system or a kernel that does not know the flag.
                 Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(new.folder, new.name, to.folder, to.name),

@@ -16,10 +16,12 @@ use rustix::io::Errno;
 use super::Asked;
 use super::build::open_folder;
 use super::location::{is_mounted, kind_of, names_in};
+use super::merge::{At, is_database};
 use super::spool::Spool;
 use super::target::{self, Unit};
 use crate::filter::{CACHE_TAG, Rules, What};
 use crate::owners::Owners;
+use crate::sqlite::COMPANIONS;
 use crate::walk::{Found, Walker};
 
 /// How far the times of files may lag behind the clock.
@@ -126,6 +128,7 @@ pub(crate) fn survey(asked: &Asked) -> Result<Survey> {
         quiet: asked.quiet(),
         owners: Arc::new(Owners::load()),
         since: FileTime { seconds: started.as_second(), nanos },
+        companions: BTreeSet::new(),
         conflicts: (0, None),
         survey: Survey { bytes: 0, changes: Changes::default(), doomed, used: BTreeSet::new() },
     };
@@ -144,6 +147,8 @@ struct Surveyor<'a> {
     owners: Arc<Owners>,
     /// When the snapshot began.
     since: FileTime,
+    /// The companions of databases that are replaced: they go with the old ones.
+    companions: BTreeSet<TreePath>,
     /// How many, and the first.
     conflicts: (u64, Option<Error>),
     survey: Survey,
@@ -204,6 +209,9 @@ impl<'a> Surveyor<'a> {
             if entry.kind != EntryKind::Directory && changed(entry, &stat) {
                 self.overwritten(unit, &entry.path, &stat);
             }
+            if is_database(At { folder: parent, name }) {
+                self.alone(unit, entry, parent).map_err(broken)?;
+            }
             return Ok(None);
         }
         let open = || open_folder(parent, name).map_err(broken);
@@ -213,6 +221,22 @@ impl<'a> Surveyor<'a> {
         };
         let (plan, recorded) = (walk(&self.asked.rules)?, self.recorded.map(walk).transpose()?);
         Live::begin(plan, recorded).map(Some)
+    }
+
+    /// A database that is a part by itself: nothing walks over its companions.
+    fn alone(&mut self, unit: &Unit, entry: &TreeEntry, parent: BorrowedFd<'_>) -> Result<(), Errno> {
+        for ending in COMPANIONS {
+            let mut place = unit.destination.clone().into_os_string();
+            place.push(ending);
+            let place = std::path::PathBuf::from(place);
+            let stored = [entry.path.as_bytes(), ending.as_bytes()].concat();
+            let brought = self.asked.units.iter().any(|other| other.stored.as_bytes() == stored);
+            let stands = kind_of(parent, place.file_name().unwrap_or_default())?;
+            if !brought && stands.is_some_and(|kind| kind != FileType::Directory) {
+                self.survey.changes.removed.add(|| place.display().to_string());
+            }
+        }
+        Ok(())
     }
 
     /// Goes on to an entry of the snapshot.
@@ -225,6 +249,11 @@ impl<'a> Surveyor<'a> {
         let kind = FileType::from_raw_mode(found.stat.st_mode);
         self.meet(unit, entry, kind, parent.as_fd(), found.name())?;
         let both_files = entry.kind != EntryKind::Directory && kind != FileType::Directory;
+        if kind == FileType::RegularFile && is_database(At { folder: parent.as_fd(), name: found.name() }) {
+            for ending in COMPANIONS {
+                self.companions.insert(TreePath::new([entry.path.as_bytes(), ending.as_bytes()].concat())?);
+            }
+        }
         if both_files && changed(entry, &found.stat) {
             self.overwritten(unit, &entry.path, &found.stat);
         }
@@ -289,6 +318,10 @@ impl<'a> Surveyor<'a> {
         }
         let shown = || unit.place_of(path).display().to_string();
         let changes = &mut self.survey.changes;
+        if self.companions.contains(path) {
+            changes.removed.add(shown);
+            return Ok(());
+        }
         let Some(doomed) = self.survey.doomed.as_mut().filter(|_| seen.by_all_rules && !unit.protects(path)) else {
             changes.kept.add(shown);
             return Ok(());

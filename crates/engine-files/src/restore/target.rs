@@ -77,7 +77,7 @@ impl Unit {
     }
 
     /// Whether `path` is a neighbour's, who does not want it written.
-    fn leaves_alone(&self, path: &TreePath) -> bool {
+    pub(crate) fn leaves_alone(&self, path: &TreePath) -> bool {
         self.neighbours.iter().any(|inside| inside.claim == Claim::LeaveAlone && path.starts_with(&inside.path))
     }
 

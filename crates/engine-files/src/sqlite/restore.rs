@@ -25,7 +25,7 @@ use crate::owners::Owners;
 use crate::restore::{At, Location, Reach, Staging, enter, exchange, in_the_way};
 
 /// What belongs to a database besides its file.
-pub(super) const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+pub(crate) const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// The bytes that SQLite locks: every connection to a database in WAL mode, and every reader, holds one of them
 /// (`SHARED_FIRST` and `SHARED_SIZE` in SQLite's `os.h`).
 const SHARED_FIRST: u64 = 0x4000_0002;

@@ -302,6 +302,57 @@ async fn a_neighbour_is_left_alone_or_never_removed() {
     assert_eq!(fs::read_to_string(saved.at("in/b")).unwrap(), "saved");
 }
 
+/// The log of a database that is replaced is not the new one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_database_leaves_no_log_of_the_old_one() {
+    let saved = Saved::new("exclude: []", &["a"]).await;
+    let open = || rusqlite::Connection::open(saved.at("w.db")).unwrap();
+    let first = "PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1);";
+    open().execute_batch(first).unwrap();
+    let manifest = back_up(&saved.engine, &saved.sink).await.unwrap();
+    let select = RestoreTarget { select: vec![saved.at("w.db").display().to_string()], ..over() };
+    for to in [over(), select] {
+        // An application that dies: its log stays.
+        let copy = tempfile::tempdir().unwrap();
+        let more = "CREATE TABLE u AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) \
+                    SELECT i FROM n;";
+        let connection = open();
+        connection.execute_batch(more).unwrap();
+        for name in ["w.db", "w.db-wal"] {
+            fs::copy(saved.at(name), copy.path().join(name)).unwrap();
+        }
+        drop(connection);
+        for name in ["w.db", "w.db-wal"] {
+            fs::copy(copy.path().join(name), saved.at(name)).unwrap();
+        }
+        let from = reader(&saved.sink, &manifest).await;
+        let plan = saved.engine.restorer.plan_restore(&RunContext::new(name()), &from, &to).await.unwrap();
+        let [_, _, removed, kept] = relative(&plan.changes.unwrap(), saved.home.path());
+        assert_eq!((removed, kept), (vec!["w.db-wal".to_owned()], Vec::new()));
+        if to.select.is_empty() {
+            // A companion of somebody else is not removed, and what was set aside before is back.
+            let before = saved.state();
+            let claimed =
+                RestoreTarget { neighbours: vec![neighbour(saved.at("w.db-wal"), Claim::LeaveAlone)], ..over() };
+            let error = restore(&saved.engine, &from, &claimed).await.unwrap_err();
+            assert!(error.to_string().contains("belongs to another source"), "{error}");
+            assert_eq!(saved.state(), before);
+            fs::write(saved.at("w.db-shm"), "index").unwrap();
+            let claimed =
+                RestoreTarget { neighbours: vec![neighbour(saved.at("w.db-shm"), Claim::LeaveAlone)], ..over() };
+            let before = fs::read(saved.at("w.db-wal")).unwrap();
+            restore(&saved.engine, &from, &claimed).await.unwrap_err();
+            assert!(fs::read(saved.at("w.db-wal")).unwrap() == before, "the log was set aside, and is back");
+            fs::remove_file(saved.at("w.db-shm")).unwrap();
+        }
+        let report = restore(&saved.engine, &from, &to).await.unwrap();
+        assert!(report.warnings.iter().any(|text| text.contains("w.db-wal")), "{:?}", report.warnings);
+        assert!(!saved.at("w.db-wal").exists());
+        let tables: i64 = open().query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+        assert_eq!(tables, 1, "the database is the one that was saved");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_comparison_is_refused_by_name() {
     let saved = Saved::new("exclude: []", &["a"]).await;
